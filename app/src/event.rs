@@ -1,0 +1,200 @@
+//! Everything a run reports, in order, one JSON object a line in the job folder's `events.jsonl`.
+//!
+//! Whoever holds the job's lock file writes the log: the trainer while it lives, the server before and after it. An
+//! event is on disk before it is on the wire, and `seq` counts job-wide from 1 without gaps, also across restarts, so
+//! a viewer that asks for what came after the last number it saw misses nothing.
+
+use serde::{Deserialize, Serialize};
+
+use crate::job::Failure;
+
+/// One line of `events.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Job-wide, from 1, no gaps.
+    pub seq: u64,
+    /// Milliseconds since the Unix epoch, by the writer's clock.
+    pub at_ms: u64,
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What a run is busy with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Reading the base model.
+    Loading,
+    /// Drawing pictures of the class with the base model, for prior preservation.
+    ClassImages,
+    /// Encoding photos and class images with the VAE.
+    CachingLatents,
+    Training,
+    Sampling,
+    Exporting,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum EventKind {
+    /// The job was accepted; written by the server.
+    Queued,
+    /// A trainer process took the job, at first or after a crash.
+    Started {
+        /// Which build runs: `cpu` or `cuda`.
+        trainer: String,
+        /// The device in words, such as `CPU, 2 threads` or `NVIDIA RTX 3060, 12 GiB`.
+        device: String,
+        /// Training continues after this step: viewers fold away the steps after it. `None` on a first start.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rewound_to: Option<u32>,
+    },
+    Phase {
+        phase: Phase,
+    },
+    /// One class image is on disk.
+    ClassImage {
+        concept: usize,
+        done: u32,
+        total: u32,
+        /// Path below the job folder.
+        file: String,
+    },
+    /// Once, before the first step: what will be trained.
+    Plan {
+        steps: u32,
+        trained_parameters: u64,
+        trained_tensors: u32,
+        photos: u32,
+        class_images: u32,
+        /// Samples come after these steps (0 = the base model, before training).
+        sample_steps: Vec<u32>,
+    },
+    /// One step (micro-batch) is done. `step` counts from 1.
+    Step {
+        step: u32,
+        /// `instance_loss + weight * prior_loss`, in f32.
+        loss: f32,
+        instance_loss: f32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        prior_loss: Option<f32>,
+        learning_rate: f64,
+        /// L2 norm over all trained tensors before clipping; absent on micro-batches without an update.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grad_norm: Option<f32>,
+        /// Wall time of this step.
+        ms: f32,
+    },
+    /// One sample image is on disk; its preview is beside it.
+    Sample {
+        step: u32,
+        index: u32,
+        /// Images in this round.
+        count: u32,
+        prompt: String,
+        seed: u64,
+        width: u32,
+        height: u32,
+        /// Path below the job folder, full size, PNG.
+        file: String,
+        /// Path below the job folder, at most 256 px, JPEG. Sent as a binary frame after this event.
+        preview: String,
+    },
+    /// The training state is on disk: a crash from here on loses nothing before this step.
+    StateSaved {
+        step: u32,
+    },
+    Exported {
+        step: u32,
+        files: Vec<ExportFile>,
+    },
+    /// It went on, but not as asked.
+    Warning {
+        code: String,
+        message: String,
+    },
+    Done {
+        step: u32,
+    },
+    /// Stopped by the user; what there is was saved and exported.
+    Stopped {
+        step: u32,
+    },
+    Failed {
+        #[serde(flatten)]
+        failure: Failure,
+    },
+}
+
+impl EventKind {
+    /// Nothing follows this event.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Done { .. } | Self::Stopped { .. } | Self::Failed { .. })
+    }
+}
+
+/// One downloadable file of the result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportFile {
+    /// File name below the job's `export/`.
+    pub name: String,
+    pub format: ExportFormat,
+    pub bytes: u64,
+    /// Lower-case hex.
+    pub sha256: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportFormat {
+    /// Original Stable Diffusion single file, `.safetensors`.
+    Safetensors,
+    /// Original Stable Diffusion single file, a PyTorch pickle in a zip.
+    Ckpt,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Old logs must load: the JSON of each kind is a promise.
+    #[test]
+    fn events_keep_their_json() {
+        let cases = [
+            (EventKind::Queued, r#"{"seq":1,"at_ms":5,"type":"queued"}"#),
+            (
+                EventKind::Step {
+                    step: 3,
+                    loss: 0.5,
+                    instance_loss: 0.25,
+                    prior_loss: Some(0.25),
+                    learning_rate: 1e-6,
+                    grad_norm: None,
+                    ms: 12.5,
+                },
+                r#"{"seq":1,"at_ms":5,"type":"step","step":3,"loss":0.5,"instance_loss":0.25,"prior_loss":0.25,"learning_rate":1e-6,"ms":12.5}"#,
+            ),
+            (
+                EventKind::Failed {
+                    failure: Failure {
+                        code: "out_of_memory".into(),
+                        message: "no memory left".into(),
+                        hint: None,
+                    },
+                },
+                r#"{"seq":1,"at_ms":5,"type":"failed","code":"out_of_memory","message":"no memory left"}"#,
+            ),
+            (
+                EventKind::Phase {
+                    phase: Phase::ClassImages,
+                },
+                r#"{"seq":1,"at_ms":5,"type":"phase","phase":"class_images"}"#,
+            ),
+        ];
+        for (kind, json) in cases {
+            let event = Event { seq: 1, at_ms: 5, kind };
+            assert_eq!(serde_json::to_string(&event).expect("serialises"), json);
+            assert_eq!(serde_json::from_str::<Event>(json).expect("parses"), event);
+        }
+    }
+}

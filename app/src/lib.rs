@@ -1,0 +1,12 @@
+//! What the browser and the native side agree on: photo rules and pixel work, recipe, job, event and API types.
+//!
+//! Invariants: no I/O, no clock, no randomness (`now` and `seed` are arguments); depends on neither web-sys nor
+//! axum nor candle; builds for wasm32 and natively. The nouns run in one order in every crate:
+//! photo -> crop -> dataset -> recipe -> job -> step -> event -> sample -> checkpoint.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod event;
+pub mod job;
+pub mod recipe;
+pub mod run;
