@@ -12,7 +12,7 @@ use super::feed::feed;
 use super::optimizer::{FlatAdam, cosine};
 use super::starter::{self, SIDE_PX};
 use super::{Diary, Part, PretrainError};
-use crate::models::init::{ModelConfig, random_weights};
+use crate::models::{ModelConfig, random_weights};
 use crate::models::params::{Params, Weights};
 use crate::models::vae::AutoencoderKl;
 use crate::noise::{Noise, Purpose};

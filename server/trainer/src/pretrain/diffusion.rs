@@ -13,7 +13,7 @@ use super::optimizer::{FlatAdam, cosine};
 use super::starter::{self, SIDE_PX};
 use super::{Diary, Part, PretrainError, autoencoder};
 use crate::models::config::SchedulerConfig;
-use crate::models::init::{ModelConfig, random_weights};
+use crate::models::{ModelConfig, random_weights};
 use crate::models::params::Params;
 use crate::models::text_encoder::ClipTextModel;
 use crate::models::unet::UNet2DConditionModel;
@@ -53,8 +53,8 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
     let state = part.work.join("diffusion.state");
     adam.resume(&state)?;
     let noise = Noise::new(part.seed);
-    let schedule = NoiseSchedule::new(&SchedulerConfig::default(), device)?;
-    let tokenizer = Tokenizer::clip().map_err(|e| PretrainError::Tokenizer(e.to_string()))?;
+    let schedule = NoiseSchedule::new(&SchedulerConfig::default())?;
+    let tokenizer = Tokenizer::clip()?;
     let mut diary = Diary::new("diffusion");
     let side = SIDE_PX as usize;
     for batch in feed(data, adam.updates, part.updates, part.rows, Mix::Drawings)? {
@@ -96,7 +96,7 @@ fn token_ids(
 ) -> Result<Tensor, PretrainError> {
     let mut rows = Vec::with_capacity(captions.len());
     for caption in captions {
-        let encoded = tokenizer.encode(caption, true).map_err(|e| PretrainError::Tokenizer(e.to_string()))?;
+        let encoded = tokenizer.encode(caption, true)?;
         rows.push(Tensor::new(encoded.ids, device)?);
     }
     Ok(Tensor::stack(&rows, 0)?)

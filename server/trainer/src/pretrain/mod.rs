@@ -4,6 +4,7 @@
 //! by the minute will do. The finished parts are written as a diffusers folder.
 
 pub mod autoencoder;
+pub mod cli;
 pub mod data;
 pub mod diffusion;
 mod feed;
@@ -33,8 +34,10 @@ pub enum PretrainError {
     Params(#[from] crate::models::params::ParamError),
     #[error("a tensor operation failed")]
     Tensor(#[from] candle_core::Error),
-    #[error("the tokenizer failed: {0}")]
-    Tokenizer(String),
+    #[error("the tokenizer failed")]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    #[error("the noise schedule failed")]
+    Scheduler(#[from] crate::schedulers::SchedulerError),
 }
 
 /// Settings of one part of pretraining.

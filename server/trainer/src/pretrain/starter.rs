@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::PretrainError;
 use crate::models::config::{HeadCount, SchedulerConfig, TextEncoderConfig, UNetConfig, VaeConfig};
-use crate::models::init::{ModelConfig, random_weights};
+use crate::models::{ModelConfig, random_weights};
 use crate::models::params::{ParamError, Weights};
 
 /// Side of its pictures.
