@@ -6,7 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod crop;
+pub mod dataset;
 pub mod event;
 pub mod job;
+pub mod photo;
+pub mod pixels;
 pub mod recipe;
 pub mod run;
