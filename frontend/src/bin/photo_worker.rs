@@ -89,7 +89,9 @@ fn make(ask: &Ask, file: &Blob, held: &mut Option<Held>) -> Result<Product, Phot
         *held = None;
         *held = Some(open(ask.photo, file)?);
     }
-    let Some(held) = held else { return Err(PhotoError::Empty) };
+    let Some(held) = held else {
+        return Err(PhotoError::Empty);
+    };
     let crop = ask.crop.unwrap_or_else(|| held.suggested.square());
     let cropped = held.photo.cropped(crop, ask.side_px)?;
     let facts = if ask.side_px == MEASURE_PX && crop.side >= f64::from(MEASURE_PX) {

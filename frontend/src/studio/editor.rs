@@ -60,7 +60,7 @@ fn Open(studio: Studio, entry: Entry) -> impl IntoView {
     view! {
         <header class="editor-head">
             <h2 id="editor-title">{title}<span class="editor-name">{entry.name.get_value()}</span></h2>
-            <button type="button" class="button button-primary" on:click=move |_| close(studio)>"Done"</button>
+            <button type="button" class="button button-strong" on:click=move |_| close(studio)>"Done"</button>
         </header>
         {if entry.has_file() {
             view! { <Stand studio entry /> }.into_any()
@@ -86,7 +86,7 @@ fn Open(studio: Studio, entry: Entry) -> impl IntoView {
 #[component]
 fn OnlyTheCrop(entry: Entry) -> impl IntoView {
     view! {
-        <div class="editor-stand"><Framed entry class="editor-photo" /></div>
+        <div class="editor-stand"><Framed entry /></div>
         <p class="editor-note">"This crop was sent before the page was reloaded. To crop it again, drop the original photo on the page."</p>
     }
 }
@@ -115,6 +115,8 @@ fn Photo(studio: Studio, entry: Entry) -> impl IntoView {
     let Some(Picture { url, width, height, .. }) = entry.picture.get_untracked() else {
         return ().into_any();
     };
+    // A natural size beyond any screen: the style sheet then fits it, keeping its shape.
+    let enlarged = 8000.0 / width.max(height).max(1.0);
     // Screen to photo pixels, and photo pixels for one on the screen.
     let to_photo = move |client_x: i32, client_y: i32| {
         let rect = area.get_untracked()?.get_bounding_client_rect();
@@ -125,7 +127,9 @@ fn Photo(studio: Studio, entry: Entry) -> impl IntoView {
     let down = move |event: PointerEvent| {
         event.prevent_default();
         let at = to_photo(event.client_x(), event.client_y());
-        let (Some((x, y, scale)), Some(crop)) = (at, entry.crop.get_untracked()) else { return };
+        let (Some((x, y, scale)), Some(crop)) = (at, entry.crop.get_untracked()) else {
+            return;
+        };
         if let Some(area) = area.get_untracked() {
             let _pointer_gone = area.set_pointer_capture(event.pointer_id());
         }
@@ -133,7 +137,9 @@ fn Photo(studio: Studio, entry: Entry) -> impl IntoView {
     };
     let moved = move |event: PointerEvent| {
         let at = to_photo(event.client_x(), event.client_y());
-        let (Some((x, y, _)), Some(crop)) = (at, entry.crop.get_untracked()) else { return };
+        let (Some((x, y, _)), Some(crop)) = (at, entry.crop.get_untracked()) else {
+            return;
+        };
         let next = gesture.try_update_value(|g| g.moved(&crop, event.pointer_id(), x, y));
         if let Some(Some(crop)) = next {
             studio.set_crop(entry, crop);
@@ -143,7 +149,9 @@ fn Photo(studio: Studio, entry: Entry) -> impl IntoView {
     let scroll = move |event: WheelEvent| {
         event.prevent_default();
         let at = to_photo(event.client_x(), event.client_y());
-        let (Some((x, y, _)), Some(crop)) = (at, entry.crop.get_untracked()) else { return };
+        let (Some((x, y, _)), Some(crop)) = (at, entry.crop.get_untracked()) else {
+            return;
+        };
         if gesture.with_value(|g| !g.is_active()) {
             studio.set_crop(entry, wheel(&crop, event.delta_y(), x, y));
         }
@@ -152,6 +160,8 @@ fn Photo(studio: Studio, entry: Entry) -> impl IntoView {
         <svg
             node_ref=area
             class="framed editor-photo"
+            width=width * enlarged
+            height=height * enlarged
             viewBox=format!("0 0 {width} {height}")
             role="application"
             aria-label=move || spoken(entry)
@@ -174,10 +184,12 @@ fn Photo(studio: Studio, entry: Entry) -> impl IntoView {
 #[component]
 fn EditorFrame(entry: Entry, width: f64, height: f64) -> impl IntoView {
     let path = move |draw: fn(f64, f64, f64, f64, f64) -> String| {
-        move || entry.crop.get().map(|crop| {
-            let s = crop.square();
-            draw(s.x, s.y, s.side, width, height)
-        })
+        move || {
+            entry.crop.get().map(|crop| {
+                let s = crop.square();
+                draw(s.x, s.y, s.side, width, height)
+            })
+        }
     };
     let outside = path(|x, y, side, w, h| format!("M0 0H{w}V{h}H0Z M{x} {y}v{side}h{side}v-{side}Z"));
     let frame = path(|x, y, side, _, _| format!("M{x} {y}h{side}v{side}h-{side}Z"));
@@ -190,7 +202,14 @@ fn EditorFrame(entry: Entry, width: f64, height: f64) -> impl IntoView {
         let (arm, right, bottom) = (side / 9.0, x + side, y + side);
         format!(
             "M{x} {}V{y}H{} M{} {y}H{right}V{} M{right} {}V{bottom}H{} M{} {bottom}H{x}V{}",
-            y + arm, x + arm, right - arm, y + arm, bottom - arm, right - arm, x + arm, bottom - arm
+            y + arm,
+            x + arm,
+            right - arm,
+            y + arm,
+            bottom - arm,
+            right - arm,
+            x + arm,
+            bottom - arm
         )
     });
     view! {
@@ -205,20 +224,24 @@ fn EditorFrame(entry: Entry, width: f64, height: f64) -> impl IntoView {
 #[component]
 fn Result(studio: Studio, entry: Entry) -> impl IntoView {
     let picture = entry.picture.get_untracked();
-    let view_box = move || entry.crop.get().map(|crop| {
-        let s = crop.square();
-        format!("{} {} {} {}", s.x, s.y, s.side, s.side)
-    });
-    let numbers = move || entry.crop.get().map(|crop| {
-        let s = crop.square();
-        let (width, height) = crop.photo_px();
-        let side_px = studio.side_px.get();
-        view! {
-            <dt>"Result"</dt><dd>{format!("{side_px} from {} px", s.side)}</dd>
-            <dt>"Position"</dt><dd>{format!("{}, {} px", s.x, s.y)}</dd>
-            <dt>"Photo"</dt><dd>{format!("{width} × {height} px")}</dd>
-        }
-    });
+    let view_box = move || {
+        entry.crop.get().map(|crop| {
+            let s = crop.square();
+            format!("{} {} {} {}", s.x, s.y, s.side, s.side)
+        })
+    };
+    let numbers = move || {
+        entry.crop.get().map(|crop| {
+            let s = crop.square();
+            let (width, height) = crop.photo_px();
+            let side_px = studio.side_px.get();
+            view! {
+                <dt>"Result"</dt><dd>{format!("{side_px} from {} px", s.side)}</dd>
+                <dt>"Position"</dt><dd>{format!("{}, {} px", s.x, s.y)}</dd>
+                <dt>"Photo"</dt><dd>{format!("{width} × {height} px")}</dd>
+            }
+        })
+    };
     view! {
         <aside class="editor-result">
             {picture.map(|p| view! {
@@ -233,7 +256,9 @@ fn Result(studio: Studio, entry: Entry) -> impl IntoView {
 
 /// The crop for a screen reader.
 fn spoken(entry: Entry) -> String {
-    let Some(crop) = entry.crop.get() else { return String::new() };
+    let Some(crop) = entry.crop.get() else {
+        return String::new();
+    };
     let s = crop.square();
     format!("Crop of {} by {} pixels at {}, {}", s.side, s.side, s.x, s.y)
 }
@@ -248,9 +273,19 @@ fn close(studio: Studio) {
 /// To the next photo that can be shown, in either direction.
 fn walk(studio: Studio, by: isize) {
     let photos = studio.photos.get_untracked();
-    let ready: Vec<u64> = photos.iter().filter(|e| e.stage.get_untracked() == Stage::Ready).map(|e| e.id).collect();
-    let here = studio.editing.get_untracked().and_then(|id| ready.iter().position(|other| *other == id));
-    if let Some(next) = here.and_then(|at| at.checked_add_signed(by)).and_then(|at| ready.get(at)) {
+    let ready: Vec<u64> = photos
+        .iter()
+        .filter(|e| e.stage.get_untracked() == Stage::Ready)
+        .map(|e| e.id)
+        .collect();
+    let here = studio
+        .editing
+        .get_untracked()
+        .and_then(|id| ready.iter().position(|other| *other == id));
+    if let Some(next) = here
+        .and_then(|at| at.checked_add_signed(by))
+        .and_then(|at| ready.get(at))
+    {
         studio.editing.set(Some(*next));
     }
 }
@@ -271,7 +306,12 @@ fn step(studio: Studio, entry: Entry, step: Step, share: f64) {
 
 fn press(studio: Studio, event: &KeyboardEvent) {
     let entry = studio.editing.get_untracked().and_then(|id| {
-        studio.photos.read_untracked().iter().find(|entry| entry.id == id).copied()
+        studio
+            .photos
+            .read_untracked()
+            .iter()
+            .find(|entry| entry.id == id)
+            .copied()
     });
     let Some(entry) = entry else { return };
     let px = if event.shift_key() { 10.0 } else { 1.0 };

@@ -167,7 +167,9 @@ impl Entry {
 
     /// What to remember; `None` until its upload is done.
     pub fn kept(&self) -> Option<Kept> {
-        let Upload::Done { sha256 } = self.upload.get() else { return None };
+        let Upload::Done { sha256 } = self.upload.get() else {
+            return None;
+        };
         Some(Kept {
             sha256,
             side_px: self.side_px.get_value(),

@@ -98,7 +98,10 @@ impl Studio {
     pub fn blocked(self) -> Signal<Option<String>> {
         Signal::derive(move || {
             let problems = self.problems();
-            problems.into_iter().find(|(severity, _)| *severity == Severity::Error).map(|(_, words)| words)
+            problems
+                .into_iter()
+                .find(|(severity, _)| *severity == Severity::Error)
+                .map(|(_, words)| words)
         })
     }
 
@@ -123,9 +126,17 @@ impl Studio {
         if on_the_way > 0 {
             problems.push((Severity::Error, format!("{on_the_way} photos are still on their way")));
         }
-        let stuck = self.photos.read().iter().filter(|e| matches!(e.upload.get(), Upload::Failed { .. })).count();
+        let stuck = self
+            .photos
+            .read()
+            .iter()
+            .filter(|e| matches!(e.upload.get(), Upload::Failed { .. }))
+            .count();
         if stuck > 0 {
-            problems.push((Severity::Error, format!("{stuck} photos could not be sent; retry or remove them")));
+            problems.push((
+                Severity::Error,
+                format!("{stuck} photos could not be sent; retry or remove them"),
+            ));
         }
         problems
     }
@@ -147,7 +158,10 @@ impl Studio {
             return format!("Looking at photo {} of {}", photos.len() - reading + 1, photos.len());
         }
         let sentence = self.verdict.read().sentence();
-        let failed = photos.iter().filter(|e| matches!(*e.stage.read(), Stage::Failed(_))).count();
+        let failed = photos
+            .iter()
+            .filter(|e| matches!(*e.stage.read(), Stage::Failed(_)))
+            .count();
         match failed {
             0 => sentence,
             1 => format!("{sentence}; 1 file could not be read"),
@@ -303,7 +317,10 @@ impl Studio {
     /// Another photo on this sheet that is the very same file.
     fn twin(&self, entry: Entry, original_sha256: &str) -> Option<Entry> {
         let same = |other: &&Entry| {
-            other.id != entry.id && other.original_sha256.with_value(|sha| sha.as_deref() == Some(original_sha256))
+            other.id != entry.id
+                && other
+                    .original_sha256
+                    .with_value(|sha| sha.as_deref() == Some(original_sha256))
         };
         self.photos.read_untracked().iter().find(same).copied()
     }
@@ -317,7 +334,9 @@ impl Studio {
         if !older.has_file() {
             older.file.set_value(file);
             older.set_picture(preview.and_then(|jpeg| Picture::of_photo(jpeg, facts.width_px, facts.height_px)));
-            older.suggested.set(Crop::new(facts.crop, facts.width_px, facts.height_px).ok());
+            older
+                .suggested
+                .set(Crop::new(facts.crop, facts.width_px, facts.height_px).ok());
             if older.side_px.get_value() != self.side_px.get_untracked() {
                 self.ask(older, older.square());
             }

@@ -3,8 +3,8 @@
 use app::photo::{PhotoProblem, Severity};
 use leptos::prelude::*;
 
-use super::entry::{Entry, Picture, Stage, Upload};
 use super::Studio;
+use super::entry::{Entry, Picture, Stage, Upload};
 
 /// How a photo stands, for the dot and the words beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,11 @@ impl Verdict {
             Some(Severity::Advice) => "verdict verdict-advice",
             Some(Severity::Error) => "verdict verdict-error",
         };
-        let words = if words.is_empty() { "good".into() } else { words.join(", ") };
+        let words = if words.is_empty() {
+            "good".into()
+        } else {
+            words.join(", ")
+        };
         Self { class, words }
     }
 }
@@ -38,13 +42,13 @@ pub fn verdict_of(studio: Studio, id: u64) -> Memo<Verdict> {
 
 /// The photo with what lies outside the crop darkened. Everything is drawn in photo pixels.
 #[component]
-pub fn Framed(entry: Entry, #[prop(optional)] class: &'static str) -> impl IntoView {
+pub fn Framed(entry: Entry) -> impl IntoView {
     move || {
         let picture = entry.picture.get()?;
         let Picture { width, height, .. } = picture;
         let whole = entry.has_file();
         Some(view! {
-            <svg class=format!("framed {class}") viewBox=format!("0 0 {width} {height}") aria-hidden="true">
+            <svg class="framed" viewBox=format!("0 0 {width} {height}") aria-hidden="true">
                 <image href=picture.url.clone() width=width height=height preserveAspectRatio="none" />
                 {whole.then(|| view! { <Frame entry width height /> })}
             </svg>
@@ -162,7 +166,9 @@ fn UploadState(studio: Studio, entry: Entry) -> impl IntoView {
             <progress class="upload-bar" max="100" value=percent aria-hidden="true"></progress>
         }
         .into_any(),
-        Upload::Done { .. } => view! { <span class="upload upload-done" title="On the server">"saved"</span> }.into_any(),
+        Upload::Done { .. } => {
+            view! { <span class="upload upload-done" title="On the server">"saved"</span> }.into_any()
+        }
         Upload::Failed { message } if entry.has_file() => view! {
             <span class="upload upload-failed" title=message.clone()>
                 "not sent"

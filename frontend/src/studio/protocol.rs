@@ -32,7 +32,9 @@ pub enum Answer {
     Ready,
     Made(Made),
     /// In the person's words.
-    Failed { message: String },
+    Failed {
+        message: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

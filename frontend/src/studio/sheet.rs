@@ -54,7 +54,7 @@ fn EmptySheet(studio: Studio, demo: Option<Callback<()>>) -> impl IntoView {
                 JPEG, PNG or WebP. They are cropped here in your browser."
             </p>
             <div class="sheet-empty-actions">
-                <PickButton studio label="Choose photos" class="button button-primary" />
+                <PickButton studio label="Choose photos" class="button button-strong" />
                 {demo
                     .map(|demo| {
                         view! {
@@ -105,7 +105,11 @@ fn Sheet(studio: Studio) -> impl IntoView {
     let stop = Memo::new(move |_| {
         let photos = studio.photos.read();
         let is_here = photos.iter().any(|entry| entry.id == focused.get());
-        if is_here { focused.get() } else { photos.first().map_or(0, |entry| entry.id) }
+        if is_here {
+            focused.get()
+        } else {
+            photos.first().map_or(0, |entry| entry.id)
+        }
     });
     let on_key = move |event: KeyboardEvent| {
         let Some(list) = list.get_untracked() else { return };
@@ -122,13 +126,15 @@ fn Sheet(studio: Studio) -> impl IntoView {
                 />
             </For>
         </ul>
-        <p id="sheet-keys" class="visually-hidden">"Arrows move, Enter opens the crop, Delete removes."</p>
+        <p id="sheet-keys" class="spoken">"Arrows move, Enter opens the crop, Delete removes."</p>
     }
 }
 
 /// The prints' buttons, in order.
 fn buttons(list: &HtmlElement) -> Vec<HtmlElement> {
-    let Ok(found) = list.query_selector_all(".print-open") else { return Vec::new() };
+    let Ok(found) = list.query_selector_all(".print-open") else {
+        return Vec::new();
+    };
     (0..found.length())
         .filter_map(|at| found.item(at)?.dyn_into().ok())
         .collect()
@@ -137,16 +143,28 @@ fn buttons(list: &HtmlElement) -> Vec<HtmlElement> {
 fn press(studio: Studio, list: &HtmlElement, event: &KeyboardEvent) {
     let buttons = buttons(list);
     let active = document().active_element();
-    let here = buttons.iter().position(|button| active.as_ref() == Some(button.as_ref()));
+    let here = buttons
+        .iter()
+        .position(|button| active.as_ref() == Some(button.as_ref()));
     let Some(here) = here else { return };
     let line = |button: &HtmlElement| button.get_bounding_client_rect().top();
-    let columns = buttons.iter().filter(|b| (line(b) - line(&buttons[0])).abs() < 1.0).count().max(1);
+    let columns = buttons
+        .iter()
+        .filter(|b| (line(b) - line(&buttons[0])).abs() < 1.0)
+        .count()
+        .max(1);
     let last = buttons.len() - 1;
     let to = match event.key().as_str() {
         "ArrowLeft" => here.saturating_sub(1),
         "ArrowRight" => (here + 1).min(last),
         "ArrowUp" => here.checked_sub(columns).unwrap_or(here),
-        "ArrowDown" => if here + columns <= last { here + columns } else { here },
+        "ArrowDown" => {
+            if here + columns <= last {
+                here + columns
+            } else {
+                here
+            }
+        }
         "Home" => 0,
         "End" => last,
         "Delete" | "Backspace" => {
@@ -162,8 +180,12 @@ fn press(studio: Studio, list: &HtmlElement, event: &KeyboardEvent) {
 
 /// Removes a print; the focus goes to the one that takes its place.
 fn remove(studio: Studio, buttons: &[HtmlElement], here: usize) {
-    let Some(id) = buttons[here].get_attribute("data-photo").and_then(|id| id.parse().ok()) else { return };
-    let next = buttons.get(here + 1).or_else(|| here.checked_sub(1).and_then(|at| buttons.get(at)));
+    let Some(id) = buttons[here].get_attribute("data-photo").and_then(|id| id.parse().ok()) else {
+        return;
+    };
+    let next = buttons
+        .get(here + 1)
+        .or_else(|| here.checked_sub(1).and_then(|at| buttons.get(at)));
     if let Some(next) = next {
         focus(next);
     }
@@ -176,7 +198,10 @@ fn focus(button: &HtmlElement) {
 
 /// Back to the print of a photo, after the editor.
 pub fn focus_print(id: u64) {
-    let print = document().query_selector(&format!("[data-photo=\"{id}\"]")).ok().flatten();
+    let print = document()
+        .query_selector(&format!("[data-photo=\"{id}\"]"))
+        .ok()
+        .flatten();
     if let Some(button) = print.and_then(|print| print.dyn_into::<HtmlElement>().ok()) {
         focus(&button);
     }

@@ -45,8 +45,12 @@ pub fn enqueue(entry: Entry) {
 
 fn pump() {
     while IN_FLIGHT.get() < MOST_IN_FLIGHT {
-        let Some(entry) = QUEUE.with_borrow_mut(VecDeque::pop_front) else { return };
-        let Some(Some(package)) = entry.package.try_get_value() else { continue };
+        let Some(entry) = QUEUE.with_borrow_mut(VecDeque::pop_front) else {
+            return;
+        };
+        let Some(Some(package)) = entry.package.try_get_value() else {
+            continue;
+        };
         IN_FLIGHT.set(IN_FLIGHT.get() + 1);
         spawn_local(async move {
             send(entry, package).await;
@@ -93,7 +97,9 @@ async fn send(entry: Entry, package: Package) {
 
 async fn send_once(entry: Entry, package: &Package, current: &impl Fn() -> bool) -> Result<(), Miss> {
     if package.png.length() as usize > MAX_PHOTO_BYTES {
-        return Err(Miss::Final("The crop is too large to send; choose a smaller resolution.".into()));
+        return Err(Miss::Final(
+            "The crop is too large to send; choose a smaller resolution.".into(),
+        ));
     }
     if head(&package.sha256).await? {
         return Ok(());
@@ -105,11 +111,13 @@ async fn send_once(entry: Entry, package: &Package, current: &impl Fn() -> bool)
     let (status, body) = put(entry, package).await?;
     match status {
         200..=299 => Ok(()),
-        408 | 425 | 429 | 500..=599 => Err(Miss::Passing(format!("The server is busy or in trouble (status {status})."))),
-        _ => Err(Miss::Final(
-            serde_json::from_str::<ErrorBody>(&body)
-                .map_or_else(|_| format!("The server refused it (status {status})."), |e| e.error.message),
-        )),
+        408 | 425 | 429 | 500..=599 => Err(Miss::Passing(format!(
+            "The server is busy or in trouble (status {status})."
+        ))),
+        _ => Err(Miss::Final(serde_json::from_str::<ErrorBody>(&body).map_or_else(
+            |_| format!("The server refused it (status {status})."),
+            |e| e.error.message,
+        ))),
     }
 }
 

@@ -20,7 +20,8 @@ const MAX_FAILED_STARTS: u32 = 3;
 
 const CRASHED: &str = "This photo stopped the photo reader: it is damaged, or needs more memory than there is. Save it \
                        again smaller and drop that.";
-const CANNOT_START: &str = "The photo reader did not start. Reload the page; if that does not help, try another browser.";
+const CANNOT_START: &str =
+    "The photo reader did not start. Reload the page; if that does not help, try another browser.";
 
 /// What came of an `Ask`.
 pub enum Outcome {
@@ -91,7 +92,11 @@ pub fn ask(ask: Ask, file: &Blob, urgent: bool, reply: impl FnOnce(Outcome) + 's
 
 /// Two when there are cores for them: on two cores a second one gains nothing and doubles the memory.
 fn most_workers() -> usize {
-    if window().navigator().hardware_concurrency() >= 4.0 { 2 } else { 1 }
+    if window().navigator().hardware_concurrency() >= 4.0 {
+        2
+    } else {
+        1
+    }
 }
 
 impl Pool {
@@ -99,14 +104,21 @@ impl Pool {
     fn pump(self: &Rc<Self>) {
         self.idle.take();
         loop {
-            let Some(task) = self.queue.borrow_mut().pop_front() else { break };
+            let Some(task) = self.queue.borrow_mut().pop_front() else {
+                break;
+            };
             if let Err(task) = self.hand_out(task) {
                 self.queue.borrow_mut().push_front(task);
                 break;
             }
         }
         let waiting = self.queue.borrow().len();
-        let starting = self.slots.borrow().iter().filter(|s| matches!(s.state, State::Starting)).count();
+        let starting = self
+            .slots
+            .borrow()
+            .iter()
+            .filter(|s| matches!(s.state, State::Starting))
+            .count();
         if waiting > starting && self.slots.borrow().len() < most_workers() {
             self.start();
         }
@@ -120,7 +132,9 @@ impl Pool {
     fn hand_out(&self, task: Task) -> Result<(), Task> {
         let mut slots = self.slots.borrow_mut();
         let idle = |slot: &&mut Slot| matches!(slot.state, State::Idle);
-        let holder = slots.iter().position(|s| matches!(s.state, State::Idle) && s.holds == Some(task.ask.photo));
+        let holder = slots
+            .iter()
+            .position(|s| matches!(s.state, State::Idle) && s.holds == Some(task.ask.photo));
         let slot = match holder {
             Some(at) => slots.get_mut(at),
             None => slots.iter_mut().find(idle),
@@ -165,10 +179,15 @@ impl Pool {
 
     fn on_message(self: &Rc<Self>, id: u64, event: &MessageEvent) {
         let message: Array = event.data().unchecked_into();
-        let answer = message.get(0).as_string().and_then(|json| serde_json::from_str(&json).ok());
+        let answer = message
+            .get(0)
+            .as_string()
+            .and_then(|json| serde_json::from_str(&json).ok());
         let state = {
             let mut slots = self.slots.borrow_mut();
-            let Some(slot) = slots.iter_mut().find(|slot| slot.id == id) else { return };
+            let Some(slot) = slots.iter_mut().find(|slot| slot.id == id) else {
+                return;
+            };
             std::mem::replace(&mut slot.state, State::Idle)
         };
         if let State::Busy(reply) = state {
@@ -190,7 +209,9 @@ impl Pool {
     fn on_crash(self: &Rc<Self>, id: u64) {
         let slot = {
             let mut slots = self.slots.borrow_mut();
-            let Some(at) = slots.iter().position(|slot| slot.id == id) else { return };
+            let Some(at) = slots.iter().position(|slot| slot.id == id) else {
+                return;
+            };
             slots.remove(at)
         };
         slot.worker.terminate();
