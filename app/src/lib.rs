@@ -10,3 +10,4 @@ pub mod event;
 pub mod job;
 pub mod recipe;
 pub mod run;
+pub mod upload;
