@@ -3,5 +3,6 @@
 pub mod lr;
 pub mod models;
 pub mod noise;
+pub mod ops;
 pub mod schedulers;
 pub mod tokenizer;
