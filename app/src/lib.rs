@@ -13,6 +13,6 @@ pub mod job;
 pub mod preset;
 pub mod recipe;
 pub mod run;
-pub mod upload;
 pub mod settings;
+pub mod upload;
 pub mod words;
