@@ -87,7 +87,6 @@ pub struct Package {
     pub sha256: String,
     pub png: Uint8Array,
     pub origin: PhotoOrigin,
-    pub side_px: u32,
 }
 
 /// A finished upload as the browser remembers it.

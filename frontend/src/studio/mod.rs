@@ -141,16 +141,6 @@ impl Studio {
         problems
     }
 
-    /// Every readable photo is fit and on the server, and there are enough.
-    pub fn is_ready(&self) -> bool {
-        let settled = |entry: &Entry| match entry.stage.get() {
-            Stage::Reading => false,
-            Stage::Failed(_) => true,
-            Stage::Ready => matches!(entry.upload.get(), Upload::Done { .. }),
-        };
-        self.verdict.read().is_ready() && self.photos.read().iter().all(settled)
-    }
-
     fn sentence(&self) -> String {
         let photos = self.photos.read();
         let reading = photos.iter().filter(|e| *e.stage.read() == Stage::Reading).count();
@@ -167,13 +157,6 @@ impl Studio {
             1 => format!("{sentence}; 1 file could not be read"),
             n => format!("{sentence}; {n} files could not be read"),
         }
-    }
-
-    /// Takes all photos away.
-    pub fn clear(&self) {
-        self.editing.set(None);
-        let all = std::mem::take(&mut *self.photos.write());
-        all.iter().for_each(Entry::discard);
     }
 
     /// Takes files in, in their order.
@@ -285,7 +268,6 @@ impl Studio {
                     sha256: made.png_sha256.clone(),
                     png: js_sys::Uint8Array::new(&png),
                     origin: uploads::origin(&entry, &made.facts, &made.original_sha256),
-                    side_px,
                 }));
                 entry.upload.set(Upload::Waiting);
                 spawn_local(async move {

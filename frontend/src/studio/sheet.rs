@@ -132,11 +132,8 @@ fn Sheet(studio: Studio) -> impl IntoView {
 
 /// The prints' buttons, in order.
 fn buttons(list: &HtmlElement) -> Vec<HtmlElement> {
-    let Ok(found) = list.query_selector_all(".print-open") else {
-        return Vec::new();
-    };
-    (0..found.length())
-        .filter_map(|at| found.item(at)?.dyn_into().ok())
+    std::iter::successors(list.first_element_child(), web_sys::Element::next_element_sibling)
+        .filter_map(|print| print.query_selector(".print-open").ok().flatten()?.dyn_into().ok())
         .collect()
 }
 

@@ -55,8 +55,8 @@ struct Slot {
     state: State,
     /// The photo it holds decoded.
     holds: Option<u64>,
-    _on_message: Closure<dyn FnMut(MessageEvent)>,
-    _on_error: Closure<dyn FnMut(web_sys::Event)>,
+    on_message: Closure<dyn FnMut(MessageEvent)>,
+    on_error: Closure<dyn FnMut(web_sys::Event)>,
 }
 
 #[derive(Default)]
@@ -172,8 +172,8 @@ impl Pool {
             worker,
             state: State::Starting,
             holds: None,
-            _on_message: on_message,
-            _on_error: on_error,
+            on_message,
+            on_error,
         });
     }
 
@@ -214,14 +214,21 @@ impl Pool {
             };
             slots.remove(at)
         };
-        slot.worker.terminate();
-        match slot.state {
+        let Slot {
+            worker,
+            state,
+            on_message,
+            on_error,
+            ..
+        } = slot;
+        worker.terminate();
+        match state {
             State::Busy(reply) => reply(Outcome::Failed(CRASHED.into())),
             State::Starting => self.failed_starts.set(self.failed_starts.get() + 1),
             State::Idle => {}
         }
-        // This runs inside the closure that `slot` owns: it may go only when the closure has returned.
-        Timeout::new(0, move || drop(slot)).forget();
+        // This runs inside one of these closures: they may go only when it has returned.
+        Timeout::new(0, move || drop((on_message, on_error))).forget();
         if self.failed_starts.get() < MAX_FAILED_STARTS {
             self.pump();
         } else {
