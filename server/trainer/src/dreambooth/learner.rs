@@ -102,6 +102,32 @@ impl Learner {
         Ok((learner, vars))
     }
 
+    /// Nothing learns: for drawing with a finished model.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn for_drawing(base: ModelWeights, device: &Device) -> Result<Self, TrainError> {
+        let unet_params = Params::frozen(&base.unet, DType::F32, device)?;
+        let text_params = Params::frozen(&base.text_encoder, DType::F32, device)?;
+        let unet = || UNet2DConditionModel::new(&base.unet_config, &unet_params);
+        let text_encoder = || ClipTextModel::new(&base.text_encoder_config, &text_params);
+        let learner = Self {
+            unet: unet()?,
+            text_encoder: text_encoder()?,
+            trains_text_encoder: false,
+            vae: build_vae(&base, device)?,
+            other_vae: None,
+            drawing_unet: unet()?,
+            drawing_text_encoder: text_encoder()?,
+            tokenizer: Tokenizer::from_files(&base.tokenizer_files)?,
+            device: device.clone(),
+            base,
+        };
+        unet_params.finish()?;
+        text_params.finish()?;
+        Ok(learner)
+    }
+
     pub fn device(&self) -> &Device {
         &self.device
     }

@@ -30,7 +30,7 @@ use crate::pipeline::LATENT_PX;
 use crate::schedulers::NoiseSchedule;
 
 pub use error::TrainError;
-pub use export::TutorialFolders;
+pub use export::{TutorialFolders, hash_file};
 pub use run::{Ended, Results, Run};
 pub use stop::{STOPPED_STATUS, Stop};
 

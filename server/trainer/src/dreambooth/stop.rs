@@ -22,23 +22,27 @@ impl Stop {
     /// # Errors
     /// When the signals cannot be caught.
     pub fn watch(folder: &Path) -> io::Result<Self> {
+        Self::watch_file(folder.join("stop"))
+    }
+
+    fn watch_file(file: PathBuf) -> io::Result<Self> {
         let signalled = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             signal_hook::flag::register_conditional_shutdown(signal, STOPPED_STATUS, signalled.clone())?;
             signal_hook::flag::register(signal, signalled.clone())?;
         }
         Ok(Self {
-            file: folder.join("stop"),
+            file,
             signalled,
         })
     }
 
-    /// Never asks: for work that has no folder.
-    pub fn never() -> Self {
-        Self {
-            file: PathBuf::new(),
-            signalled: Arc::default(),
-        }
+    /// Watches the signals alone: for work that has no folder.
+    ///
+    /// # Errors
+    /// When the signals cannot be caught.
+    pub fn signals() -> io::Result<Self> {
+        Self::watch_file(PathBuf::new())
     }
 
     pub fn asked(&self) -> bool {
