@@ -6,7 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod chart;
+pub mod draft;
 pub mod event;
 pub mod job;
+pub mod preset;
 pub mod recipe;
 pub mod run;
+pub mod settings;
+pub mod words;

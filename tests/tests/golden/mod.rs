@@ -1,5 +1,9 @@
 //! Comparison with the reference numbers of `tests/golden/` (see its MANIFEST.md), or of `$GOLDEN_DIR` when set.
 
+mod forward;
+mod gradients;
+pub mod support;
+
 use std::path::PathBuf;
 
 /// Root of the reference data.

@@ -1,0 +1,133 @@
+//! Which weights a model has, and first values for a model that is to be trained from nothing.
+
+use candle_core::{Device, Tensor};
+use rand::SeedableRng;
+use rand_distr::{Distribution, StandardNormal};
+use sha2::{Digest, Sha256};
+
+use super::{
+    config::{TextEncoderConfig, UNetConfig, VaeConfig},
+    params::{ParamError, Params, Weights},
+    text_encoder::ClipTextModel,
+    unet::UNet2DConditionModel,
+    vae::AutoencoderKl,
+};
+
+/// One of the three networks.
+#[derive(Clone, Copy, Debug)]
+pub enum ModelConfig<'a> {
+    UNet(&'a UNetConfig),
+    TextEncoder(&'a TextEncoderConfig),
+    Vae(&'a VaeConfig),
+}
+
+/// Every weight's path and shape. The models themselves are asked, so that there is one list and not two.
+pub fn parameter_shapes(config: ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ParamError> {
+    let params = Params::recorder();
+    match config {
+        ModelConfig::UNet(config) => drop(UNet2DConditionModel::new(config, &params)?),
+        ModelConfig::TextEncoder(config) => drop(ClipTextModel::new(config, &params)?),
+        ModelConfig::Vae(config) => drop(AutoencoderKl::new(config, &params)?),
+    }
+    Ok(params.recorded())
+}
+
+/// Weights (f32, CPU) to train a model from. A weight's values depend on `seed` and its path alone.
+///
+/// The last layer of each residual branch and of the network starts at zero, so that the network starts as the
+/// identity and its first steps are calm; CLIP's start is its paper's.
+pub fn random_weights(config: ModelConfig, seed: u64) -> Result<Weights, ParamError> {
+    let std_of = |path: &str, shape: &[usize]| match config {
+        ModelConfig::TextEncoder(config) => clip_std(path, config),
+        ModelConfig::UNet(_) => conv_std(path, shape, &[".conv2", ".proj_out", "conv_out"]),
+        // The autoencoder has no noise to predict around: a zero output layer would only delay it.
+        ModelConfig::Vae(_) => conv_std(path, shape, &[".conv2", ".to_out.0"]),
+    };
+    parameter_shapes(config)?
+        .into_iter()
+        .map(|(path, shape)| {
+            let values = values(&path, &shape, std_of(&path, &shape), seed);
+            let tensor = Tensor::from_vec(values, shape, &Device::Cpu).map_err(|source| ParamError::Tensor {
+                path: path.clone(),
+                source,
+            })?;
+            Ok((path, tensor))
+        })
+        .collect()
+}
+
+fn values(path: &str, shape: &[usize], std: f64, seed: u64) -> Vec<f32> {
+    let count = shape.iter().product();
+    if path.ends_with(".bias") {
+        return vec![0.; count];
+    }
+    if shape.len() == 1 {
+        return vec![1.; count];
+    }
+    if std == 0. {
+        return vec![0.; count];
+    }
+    let digest: [u8; 32] = Sha256::new()
+        .chain_update(seed.to_le_bytes())
+        .chain_update(path)
+        .finalize()
+        .into();
+    let mut generator = rand_chacha::ChaCha8Rng::from_seed(digest);
+    let mut normal = || -> f64 { StandardNormal.sample(&mut generator) };
+    (0..count).map(|_| (normal() * std) as f32).collect()
+}
+
+/// 1 / sqrt(fan in), zero for layers whose path ends in one of `zero`.
+fn conv_std(path: &str, shape: &[usize], zero: &[&str]) -> f64 {
+    let layer = path.trim_end_matches(".weight");
+    if zero.iter().any(|name| layer.ends_with(name)) {
+        return 0.;
+    }
+    let fan_in: usize = shape[1..].iter().product();
+    1. / (fan_in as f64).sqrt()
+}
+
+/// Radford et al. 2021 as their code initialises it.
+fn clip_std(path: &str, config: &TextEncoderConfig) -> f64 {
+    let (width, layers) = (config.hidden_size as f64, config.num_hidden_layers as f64);
+    let residual = width.powf(-0.5) * (2. * layers).powf(-0.5);
+    match path {
+        _ if path.contains("token_embedding") => 0.02,
+        _ if path.contains("position_embedding") => 0.01,
+        _ if path.contains("q_proj") || path.contains("k_proj") || path.contains("v_proj") => width.powf(-0.5),
+        _ if path.contains("fc1") => (2. * width).powf(-0.5),
+        _ => residual,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text_config() -> TextEncoderConfig {
+        serde_json::from_str(
+            r#"{"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+                "num_attention_heads": 4}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_fresh_model_has_every_weight_and_takes_it() {
+        let config = text_config();
+        let weights = random_weights(ModelConfig::TextEncoder(&config), 1).unwrap();
+        let params = Params::frozen(&weights, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let model = ClipTextModel::new(&config, &params).unwrap();
+        params.finish().unwrap();
+        let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
+        assert_eq!(model.forward(&ids).unwrap().dims(), [1, 3, 16]);
+    }
+
+    #[test]
+    fn values_depend_on_seed_and_path_alone() {
+        let value = |path, seed| values(path, &[4, 4], 1., seed);
+        assert_eq!(value("a.weight", 1), value("a.weight", 1));
+        assert_ne!(value("a.weight", 1), value("a.weight", 2));
+        assert_ne!(value("a.weight", 1), value("b.weight", 1));
+    }
+}

@@ -1,0 +1,230 @@
+//! One DreamBooth step: prediction, loss and every gradient against PyTorch's.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, IndexOp, Tensor, Var};
+use serde::Deserialize;
+use trainer::{
+    models::{params::Params, text_encoder::ClipTextModel, unet::UNet2DConditionModel},
+    ops,
+};
+
+use super::{
+    forward::{text_encoder_weights, unet_weights},
+    support::{Table, Tensors, json, l2, load, rel_l2, relative, relmax, values},
+};
+
+/// f16 storage of the golden gradients alone is 3.5e-4.
+const GRADIENT_TOLERANCE: f64 = 1e-3;
+const NORM_TOLERANCE: f64 = 1e-4;
+const LOSS_TOLERANCE: f64 = 1e-5;
+const PREDICTION_TOLERANCE: f64 = 2e-5;
+
+#[derive(Deserialize)]
+struct GradsIndex {
+    /// By name: the exponent of the stored scale, the gradient's norm, its sum.
+    tensors: BTreeMap<String, (i32, f64, f64)>,
+}
+
+#[derive(Deserialize)]
+struct Trajectories {
+    variants: Variants,
+}
+
+#[derive(Deserialize)]
+struct Variants {
+    base: Variant,
+}
+
+#[derive(Deserialize)]
+struct Variant {
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+struct Step {
+    loss: f64,
+    instance_loss: f64,
+    prior_loss: f64,
+    grad_norm_before_clip: f64,
+}
+
+/// What one step of the `base` variant computes.
+struct Trained {
+    prediction: Tensor,
+    loss: f64,
+    instance_loss: f64,
+    prior_loss: f64,
+    /// By `unet.` or `text_encoder.` and path.
+    gradients: BTreeMap<String, Vec<f64>>,
+}
+
+fn one_step() -> Trained {
+    let device = Device::Cpu;
+    let unet_params = Params::trainable(&unet_weights(), DType::F32, &device).unwrap();
+    let text_params = Params::trainable(&text_encoder_weights(), DType::F32, &device).unwrap();
+    let unet = UNet2DConditionModel::new(&json("tiny-sd/unet/config.json"), &unet_params).unwrap();
+    let text_encoder = ClipTextModel::new(&json("tiny-sd/text_encoder/config.json"), &text_params).unwrap();
+
+    let inputs = load("train/inputs.safetensors");
+    let of_step = |name: &str| inputs[name].i(0).unwrap();
+    let (latents, noise, timesteps) = (of_step("latents"), of_step("noise"), of_step("timesteps"));
+    let noisy = add_noise(&latents, &noise, &timesteps);
+    let context = text_encoder
+        .forward(&inputs["input_ids"].to_dtype(DType::U32).unwrap())
+        .unwrap();
+    let prediction = unet
+        .forward(&noisy, &timesteps.to_dtype(DType::F32).unwrap(), &context)
+        .unwrap();
+    let half = |t: &Tensor, start: usize| t.i(start..start + 2).unwrap();
+    let instance = ops::mse(&half(&prediction, 0), &half(&noise, 0)).unwrap();
+    let prior = ops::mse(&half(&prediction, 2), &half(&noise, 2)).unwrap();
+    let loss = (&instance + &prior).unwrap();
+
+    let grads = loss.backward().unwrap();
+    let collect = |prefix: &'static str, vars: BTreeMap<String, Var>| {
+        let of = |path: &str, var: &Var| {
+            values(
+                grads
+                    .get(var)
+                    .unwrap_or_else(|| panic!("`{prefix}{path}` has no gradient")),
+            )
+        };
+        vars.into_iter()
+            .map(|(path, var)| (format!("{prefix}{path}"), of(&path, &var)))
+            .collect::<Vec<_>>()
+    };
+    let mut gradients: BTreeMap<_, _> = collect("unet.", unet_params.vars()).into_iter().collect();
+    gradients.extend(collect("text_encoder.", text_params.vars()));
+    let scalar = |t: &Tensor| f64::from(t.to_scalar::<f32>().unwrap());
+    let (loss, instance_loss, prior_loss) = (scalar(&loss), scalar(&instance), scalar(&prior));
+    Trained {
+        prediction,
+        loss,
+        instance_loss,
+        prior_loss,
+        gradients,
+    }
+}
+
+fn add_noise(latents: &Tensor, noise: &Tensor, timesteps: &Tensor) -> Tensor {
+    let alphas = load("train/noise_schedule.safetensors")["alphas_cumprod"]
+        .to_vec1::<f32>()
+        .unwrap();
+    let timesteps = timesteps.to_vec1::<i64>().unwrap();
+    let factor = |of: fn(f32) -> f32| {
+        let factors: Vec<f32> = timesteps.iter().map(|&t| of(alphas[t as usize])).collect();
+        Tensor::from_vec(factors, (timesteps.len(), 1, 1, 1), &Device::Cpu).unwrap()
+    };
+    let signal = latents.broadcast_mul(&factor(f32::sqrt)).unwrap();
+    (signal + noise.broadcast_mul(&factor(|alpha| (1. - alpha).sqrt())).unwrap()).unwrap()
+}
+
+/// The golden gradients in f64, unscaled, the token embedding's filled up with zeros.
+fn golden_gradients(index: &GradsIndex, width: usize, vocabulary: usize) -> BTreeMap<String, Vec<f64>> {
+    let files = [
+        ("unet.", "train/grads_unet.safetensors"),
+        ("text_encoder.", "train/grads_text_encoder.safetensors"),
+    ];
+    let stored: Tensors = files
+        .into_iter()
+        .flat_map(|(prefix, file)| {
+            load(file)
+                .into_iter()
+                .map(move |(name, t)| (with_prefix(prefix, &name), t))
+        })
+        .collect();
+    let of = |name: &str, k: i32| {
+        let unscale = |t: &Tensor| values(t).into_iter().map(|v| v * 2f64.powi(-k)).collect::<Vec<_>>();
+        if let Some(dense) = stored.get(name) {
+            return unscale(dense);
+        }
+        let rows = stored[&format!("{name}#rows")].to_vec1::<i64>().unwrap();
+        let mut dense = vec![0.; vocabulary * width];
+        for (&row, values) in rows
+            .iter()
+            .zip(unscale(&stored[&format!("{name}#values")]).chunks(width))
+        {
+            dense[row as usize * width..][..width].copy_from_slice(values);
+        }
+        dense
+    };
+    index
+        .tensors
+        .iter()
+        .map(|(name, &(k, ..))| (name.clone(), of(name, k)))
+        .collect()
+}
+
+fn with_prefix(prefix: &str, name: &str) -> String {
+    if name.starts_with(prefix) {
+        name.to_string()
+    } else {
+        format!("{prefix}{name}")
+    }
+}
+
+/// Softmax does not see a constant added to all scores of a row, so this gradient is rounding noise.
+fn is_noise(name: &str) -> bool {
+    name.starts_with("text_encoder.") && name.ends_with("k_proj.bias")
+}
+
+#[test]
+fn the_first_step_has_the_reference_loss_and_gradients() {
+    let trained = one_step();
+    let index: GradsIndex = json("train/grads_index.json");
+    let config: trainer::models::config::TextEncoderConfig = json("tiny-sd/text_encoder/config.json");
+    let golden = golden_gradients(&index, config.hidden_size, config.vocab_size);
+    let step = &json::<Trajectories>("train/trajectories.json").variants.base.steps[0];
+
+    let mut table = Table::new("first training step");
+    let prediction = &load("train/model_pred_step1.safetensors")["model_pred"];
+    table.check(
+        "prediction",
+        relmax(&trained.prediction, prediction),
+        PREDICTION_TOLERANCE,
+    );
+    table.check("loss", relative(trained.loss, step.loss), LOSS_TOLERANCE);
+    table.check(
+        "instance loss",
+        relative(trained.instance_loss, step.instance_loss),
+        LOSS_TOLERANCE,
+    );
+    table.check(
+        "prior loss",
+        relative(trained.prior_loss, step.prior_loss),
+        LOSS_TOLERANCE,
+    );
+    let norms: Vec<f64> = trained.gradients.values().map(|g| l2(g)).collect();
+    table.check("gradient norm", relative(l2(&norms), step.grad_norm_before_clip), 5e-5);
+    table.finish();
+
+    let mut table = Table::new("gradients");
+    assert_eq!(
+        trained.gradients.keys().collect::<Vec<_>>(),
+        golden.keys().collect::<Vec<_>>(),
+        "the trained tensors are the golden ones"
+    );
+    for (name, want) in &golden {
+        let got = &trained.gradients[name];
+        if is_noise(name) {
+            table.check(format!("{name} (norm)"), l2(got), 1e-6);
+            continue;
+        }
+        table.check(name, rel_l2(got, want), GRADIENT_TOLERANCE);
+        table.check(
+            format!("{name} (norm)"),
+            relative(l2(got), index.tensors[name].1),
+            NORM_TOLERANCE,
+        );
+    }
+    table.finish();
+}
+
+#[test]
+fn every_trained_weight_gets_a_finite_gradient_that_is_not_zero() {
+    for (name, gradient) in one_step().gradients {
+        let norm = l2(&gradient);
+        assert!(norm.is_finite() && norm > 0., "{name}: |gradient| = {norm}");
+    }
+}
