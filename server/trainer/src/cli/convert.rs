@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use trainer::dreambooth::hash_file;
-use trainer::formats::{self, FileFormat, FilePrecision};
+use trainer::formats::{self, Container, Width};
 
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
@@ -27,10 +27,10 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     let weights = formats::load(&args.model_path)?;
     let named = args.checkpoint_path.extension().is_some_and(|e| e == "safetensors");
     let format = match args.use_safetensors || named {
-        true => FileFormat::Safetensors,
-        false => FileFormat::Ckpt,
+        true => Container::Safetensors,
+        false => Container::Ckpt,
     };
-    let precision = if args.half { FilePrecision::Half } else { FilePrecision::Full };
+    let precision = if args.half { Width::Half } else { Width::Full };
     formats::save_single_file(&args.checkpoint_path, &weights, precision, format)?;
     let (bytes, sha256) = hash_file(&args.checkpoint_path)?;
     tracing::info!("wrote {} ({bytes} bytes, sha256 {sha256})", args.checkpoint_path.display());

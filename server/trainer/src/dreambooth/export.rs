@@ -11,7 +11,7 @@ use super::error::TrainError;
 use super::learner::Learner;
 use super::run::{Results, Run};
 use super::state::TrainingState;
-use crate::formats::{self, FileFormat, FilePrecision};
+use crate::formats::{self, Container, Width};
 use crate::store::{self, StoreError};
 
 /// Where and when the tutorial's script saves.
@@ -65,12 +65,12 @@ fn single_files(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(
     let name = file_stem(&run.recipe.concepts[0].instance_prompt, state.step);
     let mut files = Vec::new();
     for (format, ending, written_as) in [
-        (ExportFormat::Safetensors, "safetensors", FileFormat::Safetensors),
-        (ExportFormat::Ckpt, "ckpt", FileFormat::Ckpt),
+        (ExportFormat::Safetensors, "safetensors", Container::Safetensors),
+        (ExportFormat::Ckpt, "ckpt", Container::Ckpt),
     ] {
         let name = format!("{name}.{ending}");
         let path = folder.join(&name);
-        formats::save_single_file(&path, &weights, FilePrecision::Half, written_as)?;
+        formats::save_single_file(&path, &weights, Width::Half, written_as)?;
         let (bytes, sha256) = hash_file(&path)?;
         files.push(ExportFile {
             name,
@@ -90,7 +90,7 @@ fn save_folder(
     state: &TrainingState,
 ) -> Result<(), TrainError> {
     let folder = folders.output_dir.join(state.step.to_string());
-    formats::save_diffusers(&folder, &learner.weights(&state.vars))?;
+    formats::save_diffusers(&folder, &learner.weights(&state.vars), Width::Full)?;
     let args = format!("{:#}\n", folders.args);
     store::write_atomic(&folder.join("args.json"), args.as_bytes())?;
     if run.sample_steps().contains(&state.step) {

@@ -1,6 +1,7 @@
 //! The models of a run: what learns, and the same weights as seen by drawing, without a copy and without gradients.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -47,7 +48,7 @@ impl Learner {
         trains_text_encoder: bool,
         device: &Device,
     ) -> Result<(Self, BTreeMap<String, Var>), TrainError> {
-        let tokenizer = Tokenizer::from_files(&base.tokenizer_files)?;
+        let tokenizer = base.tokenizer(Path::new("tokenizer"))?;
         let mut vars = BTreeMap::new();
 
         let params = Params::trainable(&base.unet, DType::F32, device)?;
@@ -119,7 +120,7 @@ impl Learner {
             other_vae: None,
             drawing_unet: unet()?,
             drawing_text_encoder: text_encoder()?,
-            tokenizer: Tokenizer::from_files(&base.tokenizer_files)?,
+            tokenizer: base.tokenizer(Path::new("tokenizer"))?,
             device: device.clone(),
             base,
         };

@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 
 use crate::models::config::PredictionType;
 use crate::models::unet::UNet2DConditionModel;
+use crate::ops;
 use crate::schedulers::{NoiseSchedule, SchedulerError};
 
 /// What one step learns from. Rows are all instances, then, with prior preservation, as many class images.
@@ -60,10 +61,10 @@ impl Objective<'_> {
             PredictionType::Epsilon => noise.clone(),
             PredictionType::VPrediction => self.schedule.velocity(latents, noise, timesteps)?,
         };
-        let squares = (predicted - target)?.sqr()?;
+        let mse = |start: usize, rows: usize| ops::mse(&predicted.narrow(0, start, rows)?, &target.narrow(0, start, rows)?);
         let rows = timesteps.len();
         let instances = batch.instance_rows;
-        let instance = squares.narrow(0, 0, instances)?.mean_all()?;
+        let instance = mse(0, instances)?;
         if rows == instances {
             return Ok(Losses {
                 total: instance.clone(),
@@ -71,7 +72,7 @@ impl Objective<'_> {
                 prior: None,
             });
         }
-        let prior = squares.narrow(0, instances, rows - instances)?.mean_all()?;
+        let prior = mse(instances, rows - instances)?;
         Ok(Losses {
             total: (&instance + (&prior * self.prior_loss_weight)?)?,
             instance,
