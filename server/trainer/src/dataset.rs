@@ -189,10 +189,7 @@ impl Framing {
     /// The frame of data set item `item`: a function of seed and item alone.
     pub fn choose(&self, (width, height): (u32, u32), noise: &Noise, item: u64) -> Frame {
         let (resized_width, resized_height) = resize::resized_size(width, height, self.resolution_px);
-        let (slack_x, slack_y) = (
-            resized_width - self.resolution_px,
-            resized_height - self.resolution_px,
-        );
+        let (slack_x, slack_y) = (resized_width - self.resolution_px, resized_height - self.resolution_px);
         let flip = self.hflip && noise.uniform(Purpose::Flip, item, 1)[0] < 0.5;
         if self.center_crop {
             return Frame {
@@ -265,7 +262,9 @@ mod tests {
     fn strays_and_hidden_files_are_told_apart_by_content() {
         let folder = tempfile::tempdir().expect("folder");
         let at = |name: &str| folder.path().join(name);
-        RgbImage::new(2, 2).save_with_format(at("b.dat"), ImageFormat::Png).expect("saves");
+        RgbImage::new(2, 2)
+            .save_with_format(at("b.dat"), ImageFormat::Png)
+            .expect("saves");
         for name in ["Thumbs.db", "a.jpg", ".hidden.png", "b.dat.txt"] {
             std::fs::write(at(name), b"not a picture").expect("writes");
         }

@@ -297,7 +297,11 @@ fn open_log(path: &Path) -> Result<(File, u64, bool), EventError> {
         file.set_len(whole as u64).map_err(failed)?;
     }
     let mut last_seq = 0;
-    if let Some((line, json)) = bytes[..whole].trim_ascii_end().split(|b| *b == b'\n').enumerate().last()
+    if let Some((line, json)) = bytes[..whole]
+        .trim_ascii_end()
+        .split(|b| *b == b'\n')
+        .enumerate()
+        .last()
         && !json.is_empty()
     {
         let event: Event = serde_json::from_slice(json).map_err(|source| EventError::Foreign {

@@ -146,7 +146,11 @@ impl Pipeline<'_> {
         let mut x = (start * sampler.init_noise_sigma())?;
         for (i, timestep) in timesteps.iter().enumerate() {
             let input = sampler.scale_model_input(&x, i)?;
-            let input = if guided { Tensor::cat(&[&input, &input], 0)? } else { input };
+            let input = if guided {
+                Tensor::cat(&[&input, &input], 0)?
+            } else {
+                input
+            };
             let rows = input.dim(0)?;
             let timestep = Tensor::full(*timestep as f32, rows, self.device)?;
             let output = self.unet.forward(&input, &timestep, &context)?.to_dtype(DType::F32)?;
@@ -156,7 +160,11 @@ impl Pipeline<'_> {
             } else {
                 output
             };
-            let noise = if sampler.draws_noise() { Some(draw_noise()?) } else { None };
+            let noise = if sampler.draws_noise() {
+                Some(draw_noise()?)
+            } else {
+                None
+            };
             x = sampler.step(&output, i, &x, noise.as_ref())?;
             if progress(i + 1, timesteps.len()).is_break() {
                 return Ok(None);

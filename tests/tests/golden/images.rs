@@ -18,7 +18,11 @@ fn pixels(rgb: &RgbImage) -> Tensor {
 fn levels(got: &RgbImage, want: &Tensor) -> (f64, f64) {
     let got = pixels(got);
     assert_eq!(got.dims(), want.dims(), "sizes differ");
-    let differences: Vec<f64> = values(&got).iter().zip(values(want)).map(|(a, b)| (a - b).abs()).collect();
+    let differences: Vec<f64> = values(&got)
+        .iter()
+        .zip(values(want))
+        .map(|(a, b)| (a - b).abs())
+        .collect();
     let mean = differences.iter().sum::<f64>() / differences.len() as f64;
     (differences.into_iter().fold(0.0, f64::max), mean)
 }
@@ -43,13 +47,23 @@ fn resizing_and_cutting_agree_with_pil() {
         table.check(format!("{name} (mean)"), mean, 0.0);
     };
     check("upscale.source.u8", &upscale);
-    for (name, picture) in [("landscape", &landscape), ("portrait", &portrait), ("upscale", &upscale)] {
+    for (name, picture) in [
+        ("landscape", &landscape),
+        ("portrait", &portrait),
+        ("upscale", &upscale),
+    ] {
         let resized = dataset::resize_shorter_side(picture, SIDE_PX);
         check(&format!("{name}.resize.u8"), &resized);
         let (left, top) = if name == "portrait" { (0, 10) } else { (10, 0) };
-        check(&format!("{name}.crop.u8"), &dataset::cut(picture, SIDE_PX, frame(false, left, top)));
+        check(
+            &format!("{name}.crop.u8"),
+            &dataset::cut(picture, SIDE_PX, frame(false, left, top)),
+        );
     }
-    check("landscape.crop_random_3_9.u8", &dataset::cut(&landscape, SIDE_PX, frame(false, 9, 0)));
+    check(
+        "landscape.crop_random_3_9.u8",
+        &dataset::cut(&landscape, SIDE_PX, frame(false, 9, 0)),
+    );
     let flipped = dataset::cut(&landscape, SIDE_PX, frame(true, 10, 0));
     check("landscape.hflip_then_resize_crop.u8", &flipped);
     table.finish();

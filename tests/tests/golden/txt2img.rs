@@ -51,9 +51,18 @@ fn agrees(name: &'static str, sampler: &str, steps: usize, (width_px, height_px)
     let want = values(&golden["image_u8"].to_dtype(DType::F64).unwrap());
     let got: Vec<f64> = picture.rgb.as_raw().iter().map(|v| f64::from(*v)).collect();
     assert_eq!(got.len(), want.len());
-    let off: Vec<f64> = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).filter(|d| *d > 0.0).collect();
+    let off: Vec<f64> = got
+        .iter()
+        .zip(&want)
+        .map(|(a, b)| (a - b).abs())
+        .filter(|d| *d > 0.0)
+        .collect();
     table.check("largest level difference", off.iter().copied().fold(0.0, f64::max), 1.0);
-    table.check("share of differing levels", off.len() as f64 / want.len() as f64, LEVELS_SHARE);
+    table.check(
+        "share of differing levels",
+        off.len() as f64 / want.len() as f64,
+        LEVELS_SHARE,
+    );
     table.finish();
 }
 

@@ -33,6 +33,9 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     let precision = if args.half { Width::Half } else { Width::Full };
     formats::save_single_file(&args.checkpoint_path, &weights, precision, format)?;
     let (bytes, sha256) = hash_file(&args.checkpoint_path)?;
-    tracing::info!("wrote {} ({bytes} bytes, sha256 {sha256})", args.checkpoint_path.display());
+    tracing::info!(
+        "wrote {} ({bytes} bytes, sha256 {sha256})",
+        args.checkpoint_path.display()
+    );
     Ok(ExitCode::SUCCESS)
 }

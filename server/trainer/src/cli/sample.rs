@@ -60,7 +60,10 @@ pub struct SampleArgs {
 }
 
 pub fn run(args: &SampleArgs) -> anyhow::Result<ExitCode> {
-    let sampler: SamplerKind = args.scheduler.parse().map_err(|e| WrongUse(format!("--scheduler: {e}")))?;
+    let sampler: SamplerKind = args
+        .scheduler
+        .parse()
+        .map_err(|e| WrongUse(format!("--scheduler: {e}")))?;
     let device: Device = device::open(args.device.as_deref()).map_err(|e| WrongUse(format!("--device: {e}")))?;
     let weights = formats::load(&args.model)?;
     let own_side = weights.unet_config.sample_size * LATENT_PX;
@@ -82,7 +85,11 @@ pub fn run(args: &SampleArgs) -> anyhow::Result<ExitCode> {
         let seeds: Vec<u64> = group.iter().map(|i| args.seed.wrapping_add(*i as u64)).collect();
         let mut progress = |done: usize, of: usize| {
             tracing::debug!("sampling step {done} of {of}");
-            if stop.asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if stop.asked() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         };
         let Some(pictures) = learner.pipeline().draw(&request, &seeds, &mut progress)? else {
             return Ok(ExitCode::from(STOPPED_STATUS as u8));

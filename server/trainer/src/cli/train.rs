@@ -7,9 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use app::event::EventKind;
-use app::recipe::{
-    Adam, Concept, LrScheduler, Precision, PriorPreservation, Recipe, RecipeDraft, STARTER, SamplePlan,
-};
+use app::recipe::{Adam, Concept, LrScheduler, Precision, PriorPreservation, Recipe, RecipeDraft, STARTER, SamplePlan};
 use serde::de::DeserializeOwned;
 use trainer::dreambooth::{self, Results, Run, Stop, TutorialFolders};
 use trainer::events::EventLog;
@@ -37,7 +35,10 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         log.emit(EventKind::Warning { code, message })?;
     }
     if !fresh {
-        tracing::info!("taking up the run in {}; delete that folder to start over", folder.display());
+        tracing::info!(
+            "taking up the run in {}; delete that folder to start over",
+            folder.display()
+        );
     }
     let run = Run {
         results: Results::Tutorial(TutorialFolders {
@@ -77,7 +78,11 @@ fn begin(folder: &Path, recipe: &Recipe) -> anyhow::Result<bool> {
     }
     for name in stale {
         let path = folder.join(name);
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let removed = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
         match removed {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {}", path.display()));
@@ -219,7 +224,9 @@ fn steps_of_epochs(epochs: u32, draft: &RecipeDraft) -> anyhow::Result<u32> {
         photos += dataset::list(Path::new(&concept.instance_data_dir))?.photos.len();
     }
     let class_images = draft.prior.as_ref().map_or(0, |prior| prior.num_class_images as usize) * draft.concepts.len();
-    let batches = photos.max(class_images).div_ceil(draft.train_batch_size.max(1) as usize);
+    let batches = photos
+        .max(class_images)
+        .div_ceil(draft.train_batch_size.max(1) as usize);
     Ok(epochs.saturating_mul(batches as u32))
 }
 
@@ -251,8 +258,14 @@ fn ineffective(args: &TrainArgs) -> Vec<String> {
             args.not_cache_latents,
             "--not_cache_latents has no effect: photos are encoded once, and latents drawn anew in every step",
         ),
-        (args.revision.is_some(), "--revision has no effect on a model that is not from the Hub"),
-        (args.tokenizer_name.is_some(), "--tokenizer_name has no effect: the base model's own tokenizer is used"),
+        (
+            args.revision.is_some(),
+            "--revision has no effect on a model that is not from the Hub",
+        ),
+        (
+            args.tokenizer_name.is_some(),
+            "--tokenizer_name has no effect: the base model's own tokenizer is used",
+        ),
         (
             args.logging_dir.is_some() || args.log_interval.is_some(),
             "--logging_dir and --log_interval have no effect: every step is logged in .likeness/events.jsonl",

@@ -24,7 +24,11 @@ pub fn resize_shorter_side(rgb: &RgbImage, side_px: u32) -> RgbImage {
     } else {
         horizontal(rgb, width)
     };
-    if height == rgb.height() { wide } else { vertical(&wide, height) }
+    if height == rgb.height() {
+        wide
+    } else {
+        vertical(&wide, height)
+    }
 }
 
 /// Which source pixels make one output pixel.
@@ -71,7 +75,9 @@ fn horizontal(rgb: &RgbImage, width: u32) -> RgbImage {
     let source = rgb.as_raw();
     RgbImage::from_fn(width, rgb.height(), |x, y| {
         let row = &source[y as usize * row_bytes..][..row_bytes];
-        image::Rgb(blend(&windows[x as usize], |i| [row[3 * i], row[3 * i + 1], row[3 * i + 2]]))
+        image::Rgb(blend(&windows[x as usize], |i| {
+            [row[3 * i], row[3 * i + 1], row[3 * i + 2]]
+        }))
     })
 }
 

@@ -151,6 +151,8 @@ impl ConceptImages<'_> {
 
 fn is_flat(picture: &Picture) -> bool {
     let levels = picture.rgb.as_raw();
-    let (low, high) = levels.iter().fold((u8::MAX, 0), |(low, high), v| (low.min(*v), high.max(*v)));
+    let (low, high) = levels
+        .iter()
+        .fold((u8::MAX, 0), |(low, high), v| (low.min(*v), high.max(*v)));
     high.saturating_sub(low) < FLAT_LEVELS
 }

@@ -79,7 +79,10 @@ fn single_files(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(
             sha256,
         });
     }
-    run.emit(EventKind::Exported { step: state.step, files })
+    run.emit(EventKind::Exported {
+        step: state.step,
+        files,
+    })
 }
 
 /// `output_dir/STEP/`: a diffusers folder, `args.json`, and copies of this step's samples.
@@ -109,7 +112,9 @@ fn save_folder(
 /// `photo of zwx dog` after 800 steps becomes `zwx-dog-800`.
 fn file_stem(instance_prompt: &str, step: u32) -> String {
     let prompt = instance_prompt.trim().to_lowercase();
-    let subject = ["a photo of ", "photo of "].iter().find_map(|start| prompt.strip_prefix(start));
+    let subject = ["a photo of ", "photo of "]
+        .iter()
+        .find_map(|start| prompt.strip_prefix(start));
     let words: Vec<String> = subject
         .unwrap_or(&prompt)
         .split(|c: char| !c.is_ascii_alphanumeric())

@@ -117,7 +117,12 @@ impl LatentCache {
     ///
     /// # Errors
     /// A photo that cannot be read, named.
-    pub fn encode(pictures: &Pictures, recipe: &Recipe, learner: &Learner, resolution_px: u32) -> Result<(Self, Noticed), TrainError> {
+    pub fn encode(
+        pictures: &Pictures,
+        recipe: &Recipe,
+        learner: &Learner,
+        resolution_px: u32,
+    ) -> Result<(Self, Noticed), TrainError> {
         let mut noticed = Noticed::default();
         let framing = Framing {
             resolution_px,
@@ -191,7 +196,10 @@ impl LatentCache {
         let eps = self.noise.normal(Purpose::Latents, step, shape.clone(), &device)?;
         let latents = (LatentDistribution { mean, logvar }.sample_with(&eps)? * self.scaling_factor)?;
         let tokens: Vec<&TokenIds> = rows.iter().map(|e| &self.tokens[e.tokens]).collect();
-        let longest = tokens.iter().map(|t| if self.pad_tokens { t.ids.len() } else { t.length }).max();
+        let longest = tokens
+            .iter()
+            .map(|t| if self.pad_tokens { t.ids.len() } else { t.length })
+            .max();
         let longest = longest.unwrap_or(0);
         let ids: Vec<u32> = tokens.iter().flat_map(|t| t.ids[..longest].iter().copied()).collect();
         Ok(Batch {

@@ -41,12 +41,7 @@ impl Objective<'_> {
     ///
     /// # Errors
     /// A batch whose parts do not fit each other or the model.
-    pub fn loss(
-        &self,
-        unet: &UNet2DConditionModel,
-        context: &Tensor,
-        batch: &Batch,
-    ) -> Result<Losses, SchedulerError> {
+    pub fn loss(&self, unet: &UNet2DConditionModel, context: &Tensor, batch: &Batch) -> Result<Losses, SchedulerError> {
         let Batch {
             latents,
             noise,
@@ -61,7 +56,8 @@ impl Objective<'_> {
             PredictionType::Epsilon => noise.clone(),
             PredictionType::VPrediction => self.schedule.velocity(latents, noise, timesteps)?,
         };
-        let mse = |start: usize, rows: usize| ops::mse(&predicted.narrow(0, start, rows)?, &target.narrow(0, start, rows)?);
+        let mse =
+            |start: usize, rows: usize| ops::mse(&predicted.narrow(0, start, rows)?, &target.narrow(0, start, rows)?);
         let rows = timesteps.len();
         let instances = batch.instance_rows;
         let instance = mse(0, instances)?;

@@ -146,11 +146,15 @@ impl<'a> Training<'a> {
             let since = Instant::now();
             let (losses, grads) = self.gradients(&state.vars, step)?;
             if !checked {
-                grads.check(|name| self.may_be_zero(name)).map_err(|source| TrainError::Gradient { step, source })?;
+                grads
+                    .check(|name| self.may_be_zero(name))
+                    .map_err(|source| TrainError::Gradient { step, source })?;
                 checked = true;
             }
             let grads = match sum.take() {
-                Some(earlier) => earlier.add(grads).map_err(|source| TrainError::Gradient { step, source })?,
+                Some(earlier) => earlier
+                    .add(grads)
+                    .map_err(|source| TrainError::Gradient { step, source })?,
                 None => grads,
             };
             let learning_rate = self.rates.at(state.adam.updates);
@@ -286,7 +290,11 @@ struct StepLosses {
 
 /// `torch.nn.utils.clip_grad_norm_`'s factor. A limit of 0 clips nothing.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
-    if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
+    if max_norm > 0.0 {
+        (max_norm / (norm + 1e-6)).min(1.0)
+    } else {
+        1.0
+    }
 }
 
 /// The text encoder's states of prompts: computed each step while it learns, once while it does not.

@@ -59,10 +59,16 @@ impl Run {
             rewound_to,
         })?;
         if saved.is_some() && resumed_at.is_none() {
-            self.warn("other_recipe", "the saved state belongs to another recipe; training starts over".into())?;
+            self.warn(
+                "other_recipe",
+                "the saved state belongs to another recipe; training starts over".into(),
+            )?;
         }
         if self.recipe.mixed_precision != Precision::No && matches!(self.device, Device::Cpu) {
-            self.warn("mixed_precision", "the CPU trains in full precision whatever mixed_precision says".into())?;
+            self.warn(
+                "mixed_precision",
+                "the CPU trains in full precision whatever mixed_precision says".into(),
+            )?;
         }
         Ok(resumed_at)
     }
@@ -73,7 +79,10 @@ impl Run {
             let folder = self.data_folder.join(&concept.instance_data_dir);
             let listing = dataset::list(&folder)?;
             for stray in &listing.strays {
-                self.warn("not_a_photo", format!("{} is not a photo and is left out", stray.display()))?;
+                self.warn(
+                    "not_a_photo",
+                    format!("{} is not a photo and is left out", stray.display()),
+                )?;
             }
             for path in &listing.photos {
                 dataset::read_photo(path)?;
@@ -90,11 +99,17 @@ impl Run {
 
     pub(super) fn tell_noticed(&self, noticed: &Noticed) -> Result<(), TrainError> {
         for path in &noticed.dropped_alpha {
-            let message = format!("{} has transparent parts; what lies below them was trained on", path.display());
+            let message = format!(
+                "{} has transparent parts; what lies below them was trained on",
+                path.display()
+            );
             self.warn("transparent", message)?;
         }
         for cut in &noticed.cut_prompts {
-            self.warn("prompt_cut", format!("a prompt is too long; these words were left out: {cut}"))?;
+            self.warn(
+                "prompt_cut",
+                format!("a prompt is too long; these words were left out: {cut}"),
+            )?;
         }
         Ok(())
     }

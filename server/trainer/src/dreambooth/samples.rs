@@ -58,7 +58,10 @@ pub fn round(run: &Run, learner: &Learner, step: u32, side_px: u32, keep: bool) 
         };
         for (index, picture) in group.iter().zip(pictures) {
             if !picture.finite {
-                run.warn("black_sample", format!("sample {index} after step {step} is black: the model gave no numbers"))?;
+                run.warn(
+                    "black_sample",
+                    format!("sample {index} after step {step} is black: the model gave no numbers"),
+                )?;
             }
             pipeline::save_png(&picture.rgb, &run.folder.join(file(*index)))?;
             pipeline::save_preview(&picture.rgb, &run.folder.join(preview(*index)))?;

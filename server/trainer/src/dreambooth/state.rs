@@ -124,7 +124,11 @@ impl TrainingState {
                     kind => {
                         let moments = self.adam.moments.get_mut(name);
                         let moments = moments.ok_or_else(|| bad(format!("`{name}` is not trained")))?;
-                        *(if kind == "m" { &mut moments.first } else { &mut moments.second }) = values;
+                        *(if kind == "m" {
+                            &mut moments.first
+                        } else {
+                            &mut moments.second
+                        }) = values;
                     }
                 }
             }
@@ -189,7 +193,10 @@ fn read_values(file: &mut impl Read, count: usize) -> io::Result<Vec<f32>> {
     while values.len() < count {
         let run = &mut bytes[..4 * (count - values.len()).min(1 << 14)];
         file.read_exact(run)?;
-        values.extend(run.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        values.extend(
+            run.chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+        );
     }
     Ok(values)
 }
@@ -205,7 +212,11 @@ fn read_header(file: &mut impl Read) -> Result<(StateHeader, safetensors::tensor
     file.take(bytes).read_to_end(&mut whole).map_err(|e| e.to_string())?;
     let (_, metadata) = SafeTensors::read_metadata(&whole).map_err(|e| e.to_string())?;
     let about = metadata.metadata().as_ref();
-    let field = |name: &str| about.and_then(|m| m.get(name)).ok_or_else(|| format!("it does not say `{name}`"));
+    let field = |name: &str| {
+        about
+            .and_then(|m| m.get(name))
+            .ok_or_else(|| format!("it does not say `{name}`"))
+    };
     let number = |name: &str| -> Result<u64, String> { field(name)?.parse().map_err(|_no| format!("bad `{name}`")) };
     let header = StateHeader {
         step: u32::try_from(number("step")?).map_err(|_large| "bad `step`".to_owned())?,
@@ -240,7 +251,10 @@ mod tests {
         }
         saved.save(folder.path(), "abc").expect("saves");
         let header = peek(folder.path()).expect("reads").expect("is there");
-        assert_eq!((header.step, header.updates, header.recipe_sha256.as_str()), (7, 5, "abc"));
+        assert_eq!(
+            (header.step, header.updates, header.recipe_sha256.as_str()),
+            (7, 5, "abc")
+        );
         let mut read = state(9.0);
         read.restore(folder.path()).expect("restores");
         assert_eq!((read.step, read.adam.updates), (7, 5));
@@ -257,6 +271,9 @@ mod tests {
         let path = state_path(folder.path());
         let bytes = std::fs::read(&path).expect("reads");
         std::fs::write(&path, &bytes[..bytes.len() - 100]).expect("cuts");
-        assert!(matches!(state(0.0).restore(folder.path()), Err(TrainError::State { .. })));
+        assert!(matches!(
+            state(0.0).restore(folder.path()),
+            Err(TrainError::State { .. })
+        ));
     }
 }

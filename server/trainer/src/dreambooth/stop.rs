@@ -31,10 +31,7 @@ impl Stop {
             signal_hook::flag::register_conditional_shutdown(signal, STOPPED_STATUS, signalled.clone())?;
             signal_hook::flag::register(signal, signalled.clone())?;
         }
-        Ok(Self {
-            file,
-            signalled,
-        })
+        Ok(Self { file, signalled })
     }
 
     /// Watches the signals alone: for work that has no folder.

@@ -225,7 +225,9 @@ mod tests {
         for t in 0..5 {
             let g: Vec<f32> = (0..n).map(|i| wave(i, 0.11 * (t + 1) as f64) as f32).collect();
             let upstream = Tensor::from_slice(&g, n, &Device::Cpu).expect("upstream");
-            let loss = (vars["w"].as_tensor() * &upstream).and_then(|x| x.sum_all()).expect("loss");
+            let loss = (vars["w"].as_tensor() * &upstream)
+                .and_then(|x| x.sum_all())
+                .expect("loss");
             let grads = Grads::take(&vars, loss.backward().expect("backward"), 1.0).expect("grads");
             adam.update(&vars, &grads, 1e-2, 0.5).expect("updates");
             steps.push(g.iter().map(|v| f64::from(*v) * 0.5).collect());
