@@ -71,8 +71,10 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, shape: Conv2dS
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::{
-        super::testing::{check, input},
+        super::testing::{check, input, noise},
         *,
     };
 
