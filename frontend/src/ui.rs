@@ -16,28 +16,23 @@ impl Announcer {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
-    Plain,
     Warning,
     Error,
-    Done,
 }
 
 impl Tone {
     fn class(self) -> &'static str {
         match self {
-            Self::Plain => "notice",
             Self::Warning => "notice notice-warning",
             Self::Error => "notice notice-error",
-            Self::Done => "notice notice-done",
         }
     }
 
     /// Colour never carries a meaning alone.
     fn icon(self) -> Icon {
         match self {
-            Self::Plain | Self::Warning => Icon::Info,
+            Self::Warning => Icon::Info,
             Self::Error => Icon::Problem,
-            Self::Done => Icon::Check,
         }
     }
 }
@@ -114,7 +109,6 @@ pub enum Icon {
     Info,
     Theme,
     Runs,
-    Close,
 }
 
 impl Icon {
@@ -130,7 +124,6 @@ impl Icon {
             Self::Info => "M10 3a7 7 0 1 0 0 14 7 7 0 0 0 0-14zM10 9v5M10 6.300v.2",
             Self::Theme => "M10 3a7 7 0 1 0 0 14 7 7 0 0 0 0-14zM10 3v14M10 6.500h4.500M10 10h7M10 13.500h5.500",
             Self::Runs => "M4 5h12M4 10h12M4 15h8",
-            Self::Close => "M5 5l10 10M15 5L5 15",
         }
     }
 }

@@ -5,6 +5,8 @@ mod keys;
 mod runs;
 mod theme;
 
+pub use keys::while_shown;
+
 use app::job::JobState;
 use leptos::prelude::*;
 

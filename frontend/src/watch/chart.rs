@@ -1,0 +1,204 @@
+//! The loss chart: faint raw curves, smoothed lines over them, axes with units, and the same in words.
+
+use app::chart::{self, XY};
+use app::run::{Run, StepPoint};
+use leptos::prelude::*;
+
+use crate::net::live::Live;
+
+const WIDTH: f64 = 480.0;
+const HEIGHT: f64 = 260.0;
+const LEFT: f64 = 40.0;
+const RIGHT: f64 = 8.0;
+const TOP: f64 = 12.0;
+const BOTTOM: f64 = 36.0;
+/// More points than columns of the drawing cannot be seen.
+const COLUMNS: usize = 220;
+
+#[derive(Clone, Debug, PartialEq)]
+struct Curve {
+    raw: String,
+    smooth: String,
+    last: f64,
+}
+
+/// Everything the drawing needs, worked out once for each change.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Drawing {
+    x_ticks: Vec<(f64, String)>,
+    y_ticks: Vec<(f64, String)>,
+    instance: Option<Curve>,
+    class: Option<Curve>,
+    summary: String,
+}
+
+struct Scale {
+    x_max: f64,
+    y_max: f64,
+}
+
+impl Scale {
+    fn x(&self, x: f64) -> f64 {
+        LEFT + x / self.x_max * (WIDTH - LEFT - RIGHT)
+    }
+
+    /// Spikes above the scale stay at its top edge.
+    fn y(&self, y: f64) -> f64 {
+        TOP + (1.0 - (y / self.y_max).min(1.0)) * (HEIGHT - TOP - BOTTOM)
+    }
+
+    fn path(&self, points: &[XY]) -> String {
+        let mut path = String::with_capacity(points.len() * 14);
+        for (i, p) in points.iter().enumerate() {
+            let command = if i == 0 { 'M' } else { 'L' };
+            path.push_str(&format!("{command}{:.1} {:.1}", self.x(p.x), self.y(p.y)));
+        }
+        path
+    }
+
+    fn curve(&self, points: &[XY]) -> Option<Curve> {
+        let smooth = chart::smooth(points, chart::window(points.len()));
+        let last = smooth.last()?.y;
+        Some(Curve {
+            raw: self.path(&chart::thin(points, COLUMNS)),
+            smooth: self.path(&chart::thin(&smooth, COLUMNS)),
+            last,
+        })
+    }
+}
+
+fn points(run: &Run, value: impl Fn(&StepPoint) -> Option<f32>) -> Vec<XY> {
+    let of = |p: &StepPoint| {
+        Some(XY {
+            x: f64::from(p.step),
+            y: f64::from(value(p)?),
+        })
+    };
+    run.points.iter().filter_map(of).filter(|p| p.y.is_finite()).collect()
+}
+
+fn draw(run: &Run) -> Drawing {
+    let instance = points(run, |p| Some(p.instance_loss));
+    let class = points(run, |p| p.prior_loss);
+    let all = instance.iter().chain(&class).map(|p| p.y);
+    // A few spikes must not press everything else to the floor.
+    let high = chart::quantile(all, 0.98).unwrap_or(1.0);
+    let y_ticks = chart::ticks(high, 4);
+    let x_most = f64::from(run.steps.max(run.step()).max(1));
+    let x_ticks = chart::ticks(x_most, 4);
+    let scale = Scale {
+        x_max: x_most,
+        y_max: y_ticks.last().copied().unwrap_or(1.0),
+    };
+    let step_of = |ticks: &[f64]| ticks.get(1).copied().unwrap_or(1.0);
+    let label = |ticks: &[f64], t: f64| chart::label(t, step_of(ticks));
+    let drawing = Drawing {
+        x_ticks: x_ticks
+            .iter()
+            .filter(|t| **t <= x_most)
+            .map(|t| (scale.x(*t), label(&x_ticks, *t)))
+            .collect(),
+        y_ticks: y_ticks.iter().map(|t| (scale.y(*t), label(&y_ticks, *t))).collect(),
+        instance: scale.curve(&instance),
+        class: scale.curve(&class),
+        summary: String::new(),
+    };
+    let summary = in_words(run, &drawing);
+    Drawing { summary, ..drawing }
+}
+
+fn in_words(run: &Run, drawing: &Drawing) -> String {
+    let Some(instance) = &drawing.instance else {
+        return "Loss chart. No step is done yet.".into();
+    };
+    let class = drawing
+        .class
+        .as_ref()
+        .map(|c| format!(", class loss {:.3}", c.last))
+        .unwrap_or_default();
+    format!(
+        "Loss chart. After step {} of {} the smoothed instance loss is {:.3}{class}.",
+        run.step(),
+        run.steps,
+        instance.last
+    )
+}
+
+#[component]
+pub fn LossChart(live: Live) -> impl IntoView {
+    let drawing = Memo::new(move |_| live.run.with(draw));
+    let empty = move || drawing.with(|d| d.instance.is_none());
+    let figure = |curve: Option<&Curve>| curve.map(|c| format!("{:.3}", c.last));
+    let instance = move || drawing.with(|d| figure(d.instance.as_ref()));
+    let class = move || drawing.with(|d| figure(d.class.as_ref()));
+    view! {
+        <figure class="chart">
+            <figcaption>
+                <span class="chart-name">"Loss"</span>
+                <span class="key key-instance">"your photos " <b class="figures">{instance}</b></span>
+                <Show when=move || class().is_some()>
+                    <span class="key key-class">"its kind " <b class="figures">{class}</b></span>
+                </Show>
+            </figcaption>
+            <div class="chart-box">
+                <svg viewBox=format!("0 0 {WIDTH} {HEIGHT}") role="img" aria-label=move || drawing.with(|d| d.summary.clone())>
+                    <Axes drawing />
+                    <Curves drawing />
+                </svg>
+                <Show when=empty>
+                    <p class="chart-empty quiet">"The curve begins with the first step."</p>
+                </Show>
+            </div>
+        </figure>
+    }
+}
+
+#[component]
+fn Axes(drawing: Memo<Drawing>) -> impl IntoView {
+    let bottom = HEIGHT - BOTTOM;
+    let y_axis = move || {
+        let ticks = drawing.with(|d| d.y_ticks.clone());
+        ticks
+            .into_iter()
+            .map(|(y, label)| {
+                view! {
+                    <line class="grid" x1=LEFT x2=WIDTH - RIGHT y1=y y2=y />
+                    <text class="tick" x=LEFT - 8.0 y=y + 4.0 text-anchor="end">{label}</text>
+                }
+            })
+            .collect_view()
+    };
+    let x_axis = move || {
+        let ticks = drawing.with(|d| d.x_ticks.clone());
+        let middle = |x: f64| match x {
+            x if x > WIDTH - RIGHT - 16.0 => "end",
+            _ => "middle",
+        };
+        ticks
+            .into_iter()
+            .map(|(x, label)| view! { <text class="tick" x=x y=bottom + 16.0 text-anchor=middle(x)>{label}</text> })
+            .collect_view()
+    };
+    view! {
+        <g aria-hidden="true">
+            {y_axis}
+            {x_axis}
+            <text class="tick" x=(LEFT + WIDTH - RIGHT) / 2.0 y=HEIGHT - 4.0 text-anchor="middle">"step"</text>
+        </g>
+    }
+}
+
+#[component]
+fn Curves(drawing: Memo<Drawing>) -> impl IntoView {
+    let path = move |pick: fn(&Drawing) -> Option<&Curve>, part: fn(&Curve) -> &String| {
+        move || drawing.with(|d| pick(d).map(part).cloned().unwrap_or_default())
+    };
+    let (instance, class): (fn(&Drawing) -> Option<&Curve>, fn(&Drawing) -> Option<&Curve>) =
+        (|d| d.instance.as_ref(), |d| d.class.as_ref());
+    view! {
+        <path class="curve raw class" d=path(class, |c| &c.raw) />
+        <path class="curve raw instance" d=path(instance, |c| &c.raw) />
+        <path class="curve class" d=path(class, |c| &c.smooth) />
+        <path class="curve instance" d=path(instance, |c| &c.smooth) />
+    }
+}
