@@ -1,8 +1,13 @@
 //! Comparison with the reference numbers of `tests/golden/` (see its MANIFEST.md), or of `$GOLDEN_DIR` when set.
 
+mod convert;
 mod forward;
 mod gradients;
+mod lr;
+mod rng;
+mod samplers;
 pub mod support;
+mod tokenizer;
 
 use std::path::PathBuf;
 
