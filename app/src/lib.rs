@@ -14,4 +14,5 @@ pub mod preset;
 pub mod recipe;
 pub mod run;
 pub mod settings;
+pub mod upload;
 pub mod words;
