@@ -3,11 +3,14 @@
 mod convert;
 mod forward;
 mod gradients;
+mod images;
 mod lr;
 mod rng;
 mod samplers;
 pub mod support;
 mod tokenizer;
+mod train;
+mod txt2img;
 
 use std::path::PathBuf;
 

@@ -257,3 +257,33 @@ fn what_cannot_be_sampled_is_refused() {
     };
     assert!(schedulers::build(SamplerKind::Ddim, false, &odd, 10).is_err());
 }
+
+#[test]
+fn a_sampler_that_remembers_is_walked_in_order() -> anyhow::Result<()> {
+    let config = SchedulerConfig::default();
+    let x = Tensor::ones((1, 4, 2, 2), DType::F32, &Device::Cpu)?;
+    for kind in SamplerKind::ALL {
+        for karras in [false, true].into_iter().filter(|&karras| !karras || kind.has_karras()) {
+            // One step is the least there is, and must work too.
+            for steps in [1, 2, 3] {
+                let mut sampler = schedulers::build(kind, karras, &config, steps)?;
+                assert!(sampler.timesteps().windows(2).all(|pair| pair[0] >= pair[1]), "{kind}");
+                let mut latents = x.clone();
+                for i in 0..sampler.timesteps().len() {
+                    latents = sampler.step(&x, i, &latents, Some(&x))?;
+                    let finite = values(&latents)?.iter().all(|v| v.is_finite());
+                    assert!(finite, "{kind} of {steps} steps, karras {karras}");
+                }
+                assert!(
+                    sampler.step(&x, sampler.timesteps().len(), &latents, Some(&x)).is_err(),
+                    "{kind}"
+                );
+            }
+        }
+    }
+    let mut lms = schedulers::build(SamplerKind::Lms, false, &config, 10)?;
+    assert!(lms.step(&x, 3, &x, None).is_err());
+    let mut ddpm = schedulers::build(SamplerKind::Ddpm, false, &config, 10)?;
+    assert!(ddpm.step(&x, 0, &x, None).is_err());
+    Ok(())
+}
