@@ -1,1 +1,15 @@
-fn main() {}
+//! `likeness-trainer`: the engine as a program. Standard output carries events and answers, standard error the log.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    cli::run()
+}

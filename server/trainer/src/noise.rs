@@ -186,6 +186,16 @@ impl TorchGenerator {
         (0..count).map(|_| self.next_u32() % max.max(1)).collect()
     }
 
+    /// `torch.randperm(count, generator=self)`.
+    pub fn permutation(&mut self, count: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..count).collect();
+        for i in 0..count.saturating_sub(1) {
+            let further = self.next_u32() as usize % (count - i);
+            order.swap(i, i + further);
+        }
+        order
+    }
+
     fn uniform_f32(&mut self) -> f32 {
         (self.next_u32() & ((1 << 24) - 1)) as f32 / (1u32 << 24) as f32
     }

@@ -10,10 +10,13 @@ mod conv2d;
 mod elementwise;
 mod embedding;
 mod group_norm;
+mod kernel;
 mod layer_norm;
 mod linear;
 mod loss;
 mod node;
+#[cfg(test)]
+mod testing;
 mod upsample;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
