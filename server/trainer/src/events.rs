@@ -25,13 +25,13 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 pub enum EventError {
     #[error("another trainer (process {holder}) is at work in {}", .folder.display())]
     Locked { folder: PathBuf, holder: String },
-    #[error("cannot use the event log {}: {source}", .path.display())]
+    #[error("cannot use the event log {}", .path.display())]
     Io {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("line {line} of {} is not an event: {source}", .path.display())]
+    #[error("line {line} of {} is not an event", .path.display())]
     Foreign {
         path: PathBuf,
         line: usize,
