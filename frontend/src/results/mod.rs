@@ -89,6 +89,10 @@ fn Again(live: Live, prep: Prep) -> impl IntoView {
             .with_untracked(|m| m.as_ref().map(|m| m.defaults.clone()))
             .unwrap_or_default();
         prep.draft.update(|draft| *draft = draft.again(&recipe, &defaults));
+        // A model of an earlier visit may not be known to this one.
+        if prep.model.with_untracked(Option::is_none) {
+            prep.inspect(recipe.pretrained_model_name_or_path.clone());
+        }
         place::go(&Place::Train);
     };
     view! {

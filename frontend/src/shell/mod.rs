@@ -31,8 +31,17 @@ pub fn App() -> impl IntoView {
     provide_context(announcer);
     follow_job(place, live);
     announce_ends(live, announcer);
+    show_progress_in_title(live);
 
     let index = Memo::new(move |_| place.with(Place::index));
+    Effect::new(move |before: Option<usize>| {
+        let now = index.get();
+        if before.is_some_and(|before| before != now) {
+            focus_content();
+            window().scroll_to_with_x_and_y(0.0, 0.0);
+        }
+        now
+    });
     let shown = move || match index.get() {
         0 => view! { <PhotosPlace studio /> }.into_any(),
         1 => view! { <SubjectPlace prep live /> }.into_any(),
@@ -53,6 +62,11 @@ pub fn App() -> impl IntoView {
 /// The hash is the route, so that the link must not change it.
 fn skip_to_content(event: leptos::ev::MouseEvent) {
     event.prevent_default();
+    focus_content();
+}
+
+/// Keyboard and screen reader go on where the new content begins.
+fn focus_content() {
     let main = document().get_element_by_id("main-content");
     if let Some(main) = main.and_then(|e| wasm_bindgen::JsCast::dyn_into::<web_sys::HtmlElement>(e).ok()) {
         let _gone = main.focus();
@@ -70,6 +84,19 @@ fn follow_job(place: ReadSignal<Place>, live: Live) {
             }
         }
     });
+}
+
+/// A tab in the background shows how far it is.
+fn show_progress_in_title(live: Live) {
+    let title = Memo::new(move |_| {
+        let (step, steps) = live.run.with(|run| (run.step(), run.steps));
+        match live.state() {
+            JobState::Running | JobState::Stopping if steps > 0 => format!("{step} of {steps} \u{b7} Likeness"),
+            JobState::Running | JobState::Stopping => "Preparing \u{b7} Likeness".into(),
+            _ => "Likeness".to_owned(),
+        }
+    });
+    Effect::new(move |_| title.with(|title| document().set_title(title)));
 }
 
 /// Says how the watched run ended, also to those who look at another place.

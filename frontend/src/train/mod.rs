@@ -74,10 +74,10 @@ fn Start(live: Live, prep: Prep, studio: Studio) -> impl IntoView {
             </button>
             <p class="quiet">{move || if ready.get() { busy() } else { Some("See below what is missing.".into()) }}</p>
         </div>
-        {move || refusal.get().map(|trouble| view! {
-            <Notice tone=Tone::Error>
-                <p>{format!("{trouble}.")}</p>
-            </Notice>
+        {move || refusal.get().map(|trouble| {
+            let others = trouble.problems().into_iter().skip(1);
+            let others = others.map(|p| view! { <p>{format!("{}.", p.message)}</p> }).collect_view();
+            view! { <Notice tone=Tone::Error><p>{format!("{trouble}.")}</p>{others}</Notice> }
         })}
     }
 }

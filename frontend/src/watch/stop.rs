@@ -27,28 +27,48 @@ pub fn StopButton(job: JobId, state: Signal<JobState>) -> impl IntoView {
             }
         });
     };
-    let cancel_on_escape = move |event: leptos::ev::KeyboardEvent| {
+    let (asks, refuses) = (
+        NodeRef::<leptos::html::Button>::new(),
+        NodeRef::<leptos::html::Button>::new(),
+    );
+    // The button in focus goes away: focus stays with the question, on the answer that loses nothing.
+    let focus = move |button: NodeRef<leptos::html::Button>| {
+        request_animation_frame(move || {
+            if let Some(button) = button.get_untracked() {
+                let _gone = button.focus();
+            }
+        });
+    };
+    let ask = move |_| {
+        asking.set(true);
+        focus(refuses);
+    };
+    let go_on = move || {
+        asking.set(false);
+        focus(asks);
+    };
+    let on_escape = move |event: leptos::ev::KeyboardEvent| {
         if event.key() == "Escape" {
-            asking.set(false);
+            go_on();
         }
     };
-    let question = move || match state.get() {
-        JobState::Queued => "Take it out of the queue?",
-        _ => "Stop after this step and keep what was learned?",
-    };
+    let queued = Memo::new(move |_| state.get() == JobState::Queued);
+    let words = move |waiting: &'static str, running: &'static str| if queued.get() { waiting } else { running };
     view! {
-        <div class="stop" on:keydown=cancel_on_escape>
+        <div class="stop" on:keydown=on_escape>
             <Show
                 when=move || asking.get()
                 fallback=move || view! {
-                    <button type="button" class="button" disabled=stopping on:click=move |_| asking.set(true)>
+                    <button node_ref=asks type="button" class="button" disabled=stopping on:click=ask>
                         {move || if stopping() { "Stopping" } else { "Stop" }}
                     </button>
                 }
             >
-                <span class="stop-question">{question}</span>
-                <button type="button" class="button button-strong" autofocus on:click=stop>"Stop and keep"</button>
-                <button type="button" class="button" on:click=move |_| asking.set(false)>"Go on training"</button>
+                <span class="stop-question">
+                    {move || words("Take it out of the queue?", "Stop after this step and keep what was learned?")}
+                </span>
+                <button type="button" class="button button-strong" on:click=stop>{move || words("Take it out", "Stop and keep")}</button>
+                <button node_ref=refuses type="button" class="button" on:click=move |_| go_on()>{move || words("Leave it", "Go on")}</button>
             </Show>
             {move || failed.get().map(|words| view! { <p class="field-problem" role="alert">{words}</p> })}
         </div>
