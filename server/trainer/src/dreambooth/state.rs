@@ -1,4 +1,6 @@
-//! The training state: all that a resumed run needs, in one file that is whole or not there.
+//! Th    let mut json = Vec::new();
+    file.take(bytes).read_to_end(&mut json).map_err(|e| e.to_string())?;
+    let metadata: Metadata = serde_json::from_slice(&json).map_err(|e| e.to_string())?; training state: all that a resumed run needs, in one file that is whole or not there.
 //!
 //! The file is a safetensors file of f32 tensors: `p.NAME` parameters, `m.NAME` and `v.NAME` moments. Randomness needs
 //! no state: it is a function of seed and step.
@@ -9,7 +11,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 
 use super::error::TrainError;
 use crate::optim::AdamW;
@@ -201,7 +203,7 @@ fn read_values(file: &mut impl Read, count: usize) -> io::Result<Vec<f32>> {
     Ok(values)
 }
 
-fn read_header(file: &mut impl Read) -> Result<(StateHeader, safetensors::tensor::Metadata), String> {
+fn read_header(file: &mut impl Read) -> Result<(StateHeader, Metadata), String> {
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|e| e.to_string())?;
     let bytes = u64::from_le_bytes(length);
