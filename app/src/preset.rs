@@ -41,7 +41,7 @@ impl SubjectKind {
     pub fn effect(self) -> &'static str {
         match self {
             Self::Person => "A quarter more steps and twice the class images: faces need both.",
-            Self::Animal => "The model's own defaults.",
+            Self::Animal => "Uses the model's own defaults.",
             Self::Object => "A quarter fewer steps: objects are learned quickly.",
             Self::Style => "No class images, and the words stay as they are: a style should colour everything.",
         }

@@ -177,7 +177,7 @@ pub const SETTINGS: &[Setting] = &[
         Switch,
         Prior,
         "on",
-        "Trains on pictures of the kind beside your photos, so that the model does not forget other dogs.",
+        "Trains on pictures of the kind beside your photos, so that the model does not forget others of the kind.",
     ),
     setting(
         "num_class_images",
@@ -192,7 +192,7 @@ pub const SETTINGS: &[Setting] = &[
         "prior.prior_loss_weight",
         Number,
         Prior,
-        "1.0",
+        "1",
         "How much those pictures count beside your photos.",
     ),
     setting(

@@ -117,7 +117,10 @@ pub fn several(noun: &str) -> String {
 /// The whole plan in one sentence, for the Train place. `class_noun` names what class images show.
 pub fn plan(draft: &RecipeDraft, photos: usize, class_noun: &str) -> String {
     let steps = plural(u64::from(draft.max_train_steps), "step", "steps");
-    let photos = plural(photos as u64, "photo", "photos");
+    let photos = match photos {
+        0 => "your photos".to_owned(),
+        n => plural(n as u64, "photo", "photos"),
+    };
     let others = match class_noun.trim() {
         "" => "others of its kind".to_owned(),
         noun => format!("other {}", several(noun)),

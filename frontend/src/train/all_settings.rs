@@ -31,7 +31,7 @@ pub fn AllSettings(prep: Prep) -> impl IntoView {
             <div id="settings-list" hidden=move || !shown()>
                 <div class="settings-tools">
                     <input type="search" aria-label="Search the settings" placeholder="Search, such as learning" bind:value=search />
-                    <label class="tick"><input type="checkbox" bind:checked=only_changed />"Only changed"</label>
+                    <label class="with-box"><input type="checkbox" bind:checked=only_changed />"Only changed"</label>
                     <button type="button" class="button button-quiet" disabled=move || changed.get() == 0 on:click=reset_all>"Reset all"</button>
                 </div>
                 {Group::ALL.map(|group| view! { <SettingGroup group prep search only_changed /> }).collect_view()}

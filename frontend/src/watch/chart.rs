@@ -3,17 +3,35 @@
 use app::chart::{self, XY};
 use app::run::{Run, StepPoint};
 use leptos::prelude::*;
+use leptos::svg::Svg;
+use wasm_bindgen::JsCast;
+use wasm_bindgen::closure::Closure;
+use web_sys::ResizeObserver;
 
 use crate::net::live::Live;
 
-const WIDTH: f64 = 480.0;
-const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 40.0;
 const RIGHT: f64 = 8.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 36.0;
-/// More points than columns of the drawing cannot be seen.
-const COLUMNS: usize = 220;
+/// A raw curve denser than this is a solid band.
+const PX_PER_COLUMN: f64 = 2.0;
+
+/// Size of the drawing in CSS pixels: the chart is drawn for the room it has, so that its words keep their size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Size {
+    width: f64,
+    height: f64,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self {
+            width: 480.0,
+            height: 260.0,
+        }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq)]
 struct Curve {
@@ -25,6 +43,7 @@ struct Curve {
 /// Everything the drawing needs, worked out once for each change.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Drawing {
+    size: Size,
     x_ticks: Vec<(f64, String)>,
     y_ticks: Vec<(f64, String)>,
     instance: Option<Curve>,
@@ -33,18 +52,19 @@ struct Drawing {
 }
 
 struct Scale {
+    size: Size,
     x_max: f64,
     y_max: f64,
 }
 
 impl Scale {
     fn x(&self, x: f64) -> f64 {
-        LEFT + x / self.x_max * (WIDTH - LEFT - RIGHT)
+        LEFT + x / self.x_max * (self.size.width - LEFT - RIGHT)
     }
 
     /// Spikes above the scale stay at its top edge.
     fn y(&self, y: f64) -> f64 {
-        TOP + (1.0 - (y / self.y_max).min(1.0)) * (HEIGHT - TOP - BOTTOM)
+        TOP + (1.0 - (y / self.y_max).min(1.0)) * (self.size.height - TOP - BOTTOM)
     }
 
     fn path(&self, points: &[XY]) -> String {
@@ -57,11 +77,12 @@ impl Scale {
     }
 
     fn curve(&self, points: &[XY]) -> Option<Curve> {
+        let columns = (self.size.width / PX_PER_COLUMN) as usize;
         let smooth = chart::smooth(points, chart::window(points.len()));
         let last = smooth.last()?.y;
         Some(Curve {
-            raw: self.path(&chart::thin(points, COLUMNS)),
-            smooth: self.path(&chart::thin(&smooth, COLUMNS)),
+            raw: self.path(&chart::thin(points, columns)),
+            smooth: self.path(&chart::thin(&smooth, columns)),
             last,
         })
     }
@@ -77,7 +98,7 @@ fn points(run: &Run, value: impl Fn(&StepPoint) -> Option<f32>) -> Vec<XY> {
     run.points.iter().filter_map(of).filter(|p| p.y.is_finite()).collect()
 }
 
-fn draw(run: &Run) -> Drawing {
+fn draw(run: &Run, size: Size) -> Drawing {
     let instance = points(run, |p| Some(p.instance_loss));
     let class = points(run, |p| p.prior_loss);
     let all = instance.iter().chain(&class).map(|p| p.y);
@@ -87,12 +108,14 @@ fn draw(run: &Run) -> Drawing {
     let x_most = f64::from(run.steps.max(run.step()).max(1));
     let x_ticks = chart::ticks(x_most, 4);
     let scale = Scale {
+        size,
         x_max: x_most,
         y_max: y_ticks.last().copied().unwrap_or(1.0),
     };
     let step_of = |ticks: &[f64]| ticks.get(1).copied().unwrap_or(1.0);
     let label = |ticks: &[f64], t: f64| chart::label(t, step_of(ticks));
     let drawing = Drawing {
+        size,
         x_ticks: x_ticks
             .iter()
             .filter(|t| **t <= x_most)
@@ -124,9 +147,37 @@ fn in_words(run: &Run, drawing: &Drawing) -> String {
     )
 }
 
+/// The element's size, followed while it is shown.
+fn measured(plot: NodeRef<Svg>) -> ReadSignal<Size> {
+    let (size, set_size) = signal(Size::default());
+    Effect::new(move |_| {
+        let Some(element) = plot.get() else { return };
+        let target = element.clone();
+        let observed = Closure::<dyn FnMut()>::new(move || {
+            let size = target.get_bounding_client_rect();
+            // Without a size it is not shown: the last one stays.
+            if size.width() > LEFT + RIGHT && size.height() > TOP + BOTTOM {
+                set_size.set(Size {
+                    width: size.width(),
+                    height: size.height(),
+                });
+            }
+        });
+        let Ok(observer) = ResizeObserver::new(observed.as_ref().unchecked_ref()) else {
+            return;
+        };
+        observer.observe(&element);
+        let kept = StoredValue::new_local((observer, observed));
+        on_cleanup(move || kept.with_value(|(observer, _)| observer.disconnect()));
+    });
+    size
+}
+
 #[component]
 pub fn LossChart(live: Live) -> impl IntoView {
-    let drawing = Memo::new(move |_| live.run.with(draw));
+    let plot = NodeRef::<Svg>::new();
+    let size = measured(plot);
+    let drawing = Memo::new(move |_| live.run.with(|run| draw(run, size.get())));
     let empty = move || drawing.with(|d| d.instance.is_none());
     let figure = |curve: Option<&Curve>| curve.map(|c| format!("{:.3}", c.last));
     let instance = move || drawing.with(|d| figure(d.instance.as_ref()));
@@ -141,7 +192,7 @@ pub fn LossChart(live: Live) -> impl IntoView {
                 </Show>
             </figcaption>
             <div class="chart-box">
-                <svg viewBox=format!("0 0 {WIDTH} {HEIGHT}") role="img" aria-label=move || drawing.with(|d| d.summary.clone())>
+                <svg node_ref=plot role="img" aria-label=move || drawing.with(|d| d.summary.clone())>
                     <Axes drawing />
                     <Curves drawing />
                 </svg>
@@ -155,15 +206,18 @@ pub fn LossChart(live: Live) -> impl IntoView {
 
 #[component]
 fn Axes(drawing: Memo<Drawing>) -> impl IntoView {
-    let bottom = HEIGHT - BOTTOM;
+    let (width, height) = (
+        move || drawing.with(|d| d.size.width),
+        move || drawing.with(|d| d.size.height),
+    );
     let y_axis = move || {
         let ticks = drawing.with(|d| d.y_ticks.clone());
         ticks
             .into_iter()
             .map(|(y, label)| {
                 view! {
-                    <line class="grid" x1=LEFT x2=WIDTH - RIGHT y1=y y2=y />
-                    <text class="tick" x=LEFT - 8.0 y=y + 4.0 text-anchor="end">{label}</text>
+                    <line class="grid" x1=LEFT x2=width() - RIGHT y1=y y2=y />
+                    <text class="axis-label" x=LEFT - 8.0 y=y + 4.0 text-anchor="end">{label}</text>
                 }
             })
             .collect_view()
@@ -171,19 +225,19 @@ fn Axes(drawing: Memo<Drawing>) -> impl IntoView {
     let x_axis = move || {
         let ticks = drawing.with(|d| d.x_ticks.clone());
         let middle = |x: f64| match x {
-            x if x > WIDTH - RIGHT - 16.0 => "end",
+            x if x > width() - RIGHT - 16.0 => "end",
             _ => "middle",
         };
         ticks
             .into_iter()
-            .map(|(x, label)| view! { <text class="tick" x=x y=bottom + 16.0 text-anchor=middle(x)>{label}</text> })
+            .map(|(x, label)| view! { <text class="axis-label" x=x y=height() - BOTTOM + 16.0 text-anchor=middle(x)>{label}</text> })
             .collect_view()
     };
     view! {
         <g aria-hidden="true">
             {y_axis}
             {x_axis}
-            <text class="tick" x=(LEFT + WIDTH - RIGHT) / 2.0 y=HEIGHT - 4.0 text-anchor="middle">"step"</text>
+            <text class="axis-label" x=move || (LEFT + width() - RIGHT) / 2.0 y=move || height() - 4.0 text-anchor="middle">"step"</text>
         </g>
     }
 }

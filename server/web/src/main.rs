@@ -1,5 +1,6 @@
 //! `likeness`: serves the page, or hands over to the trainer that fits.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -13,6 +14,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("LIKENESS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .with_target(false)
         .init();

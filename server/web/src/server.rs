@@ -153,7 +153,6 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
 }
 
 /// The one line on stdout: for people to click, and for programs that asked for any free port.
-#[expect(clippy::print_stdout, reason = "the address is the program's answer, not a log line")]
 fn say_where(address: SocketAddr) {
     println!("listening on http://{address}");
 }

@@ -1,6 +1,6 @@
 //! Takes jobs from the queue one at a time, follows each run by its log, and puts a run that died back on its feet.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -42,10 +42,10 @@ impl Jobs {
             source,
         };
         std::fs::create_dir_all(&dir).map_err(io)?;
-        let mut known: BTreeMap<JobId, ()> = BTreeMap::new();
+        let mut known = BTreeSet::new();
         let mut entries = Vec::new();
         for (summary, recipe) in table::all(&db)? {
-            known.insert(summary.id.clone(), ());
+            known.insert(summary.id.clone());
             entries.push(Entry {
                 last_seq: watch::Sender::new(summary.last_seq),
                 stop_asked: false,
@@ -61,7 +61,7 @@ impl Jobs {
                     tracing::warn!("{} stays: {e}", found.path().display());
                 }
             } else if let Ok(id) = JobId::parse(&name)
-                && !known.contains_key(&id)
+                && !known.contains(&id)
                 && let Some(entry) = import(&JobFolder::new(found.path()), id)
             {
                 table::insert(&db, &entry.summary, &entry.recipe)?;
@@ -83,12 +83,12 @@ impl Jobs {
 
     /// A trainer may have gone on, or finished, while no server was there.
     fn catch_up(&self) {
-        let unfinished = |index: &Index| -> Vec<JobId> {
+        let unfinished: Vec<JobId> = {
+            let index = self.index();
             let open = index.entries.iter().filter(|e| !e.summary.state.is_over());
             open.map(|e| e.summary.id.clone()).collect()
         };
-        let ids = unfinished(&self.index());
-        for id in ids {
+        for id in unfinished {
             let folder = self.folder(&id);
             let stop_asked = folder.stop_file().exists();
             if let Some(entry) = self.index().find(&id) {
@@ -134,9 +134,16 @@ impl Jobs {
             tracing::error!(job.id = %id, "job {id} cannot be followed: {}", chain(&e));
             // Without a readable log there is no last event to write; the list must not offer it as running.
             let failure = failure("log_unreadable", "the job's log cannot be read".into(), Some(chain(&e)));
-            let mut run = Run::default();
-            run.state = JobState::Failed { failure };
-            self.note(id, &run);
+            let state = JobState::Failed { failure };
+            let last_seq = self.watch_log(id).map_or(0, |log| *log.borrow());
+            self.note(
+                id,
+                &Run {
+                    state,
+                    last_seq,
+                    ..Run::default()
+                },
+            );
         }
     }
 
