@@ -1,6 +1,4 @@
-//! Th    let mut json = Vec::new();
-    file.take(bytes).read_to_end(&mut json).map_err(|e| e.to_string())?;
-    let metadata: Metadata = serde_json::from_slice(&json).map_err(|e| e.to_string())?; training state: all that a resumed run needs, in one file that is whole or not there.
+//! The training state: all that a resumed run needs, in one file that is whole or not there.
 //!
 //! The file is a safetensors file of f32 tensors: `p.NAME` parameters, `m.NAME` and `v.NAME` moments. Randomness needs
 //! no state: it is a function of seed and step.
@@ -210,9 +208,9 @@ fn read_header(file: &mut impl Read) -> Result<(StateHeader, Metadata), String> 
     if bytes > HEADER_LIMIT_BYTES {
         return Err("it is not a training state".into());
     }
-    let mut whole = length.to_vec();
-    file.take(bytes).read_to_end(&mut whole).map_err(|e| e.to_string())?;
-    let (_, metadata) = SafeTensors::read_metadata(&whole).map_err(|e| e.to_string())?;
+    let mut json = Vec::new();
+    file.take(bytes).read_to_end(&mut json).map_err(|e| e.to_string())?;
+    let metadata: Metadata = serde_json::from_slice(&json).map_err(|e| e.to_string())?;
     let about = metadata.metadata().as_ref();
     let field = |name: &str| {
         about
