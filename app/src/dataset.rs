@@ -17,7 +17,7 @@ pub const GOOD_PHOTOS: usize = 10;
 pub const ALIKE_BITS: u32 = 48;
 /// A set whose median distance is below this was taken from one spot: see `ALIKE_BITS`.
 const LITTLE_VARIETY_BITS: u32 = 70;
-/// The sets measured have medians from 105 up.
+/// The median of every set measured is above this.
 const GOOD_VARIETY_BITS: u32 = 100;
 
 /// How different the photos are from each other.

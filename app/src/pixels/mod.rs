@@ -102,6 +102,15 @@ impl Rgb {
         self.resampled(all, width, height, fir::FilterType::Lanczos3)
     }
 
+    /// All of it, the longer side at most `long_side` pixels. For looking at.
+    pub fn fitted(&self, long_side: u32) -> Self {
+        let scale = (f64::from(long_side) / f64::from(self.width.max(self.height))).min(1.0);
+        let scaled = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
+        let all = (0.0, 0.0, f64::from(self.width), f64::from(self.height));
+        // Hamming: nearly as sharp as bicubic with half as many taps.
+        self.resampled(all, scaled(self.width), scaled(self.height), fir::FilterType::Hamming)
+    }
+
     /// The region (left, top, width, height) resampled. The region must lie inside.
     fn resampled(&self, region: (f64, f64, f64, f64), width: u32, height: u32, filter: fir::FilterType) -> Self {
         let (width, height) = (width.max(1), height.max(1));
@@ -144,7 +153,7 @@ impl Rgb {
     /// A PNG of nothing but size and pixels: no metadata, no time, no place. Equal pixels give equal bytes.
     pub fn to_png(&self) -> Vec<u8> {
         let mut png = Vec::with_capacity(self.pixels.len() / 2 + 1024);
-        // `Fast` with adaptive filters: 14 ms for 512x512 and within 5% of the size of the slow levels on photos.
+        // `Fast`: the person waits, and the disk has room.
         let encoder = PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Adaptive);
         let done = encoder.write_image(&self.pixels, self.width, self.height, ExtendedColorType::Rgb8);
         debug_assert!(done.is_ok(), "memory takes every byte: {done:?}");
@@ -222,14 +231,7 @@ impl Photo {
 
     /// The whole upright photo, its longer side at most `long_side` pixels. For looking at.
     pub fn fitted(&self, long_side: u32) -> Rgb {
-        let (w, h) = (self.raw.width, self.raw.height);
-        let scale = (f64::from(long_side) / f64::from(w.max(h))).min(1.0);
-        let scaled = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
-        let all = (0.0, 0.0, f64::from(w), f64::from(h));
-        // Hamming: as sharp as bicubic at two thirds of the work.
-        self.raw
-            .resampled(all, scaled(w), scaled(h), fir::FilterType::Hamming)
-            .oriented(self.orientation)
+        self.raw.fitted(long_side).oriented(self.orientation)
     }
 
     /// What the rules need to know about this photo with this crop.

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use app::crop::{Crop, SUGGEST_PX, suggest};
-use app::pixels::{MEASURE_PX, Photo, PhotoError, sha256_hex};
+use app::pixels::{MEASURE_PX, Photo, PhotoError, Rgb, sha256_hex};
 use js_sys::{Array, Uint8Array};
 use protocol::{Answer, Ask, Made, PREVIEW_PX};
 use wasm_bindgen::prelude::*;
@@ -25,6 +25,8 @@ struct Held {
     photo: Photo,
     sha256: String,
     suggested: Crop,
+    /// Also what the first crop is found in, so that the full photo is gone through once less.
+    preview: Rgb,
 }
 
 /// What goes back beside the JSON.
@@ -99,9 +101,7 @@ fn make(ask: &Ask, file: &Blob, held: &mut Option<Held>) -> Result<Product, Phot
     } else {
         held.photo.facts(crop)?
     };
-    let preview = ask
-        .with_preview
-        .then(|| held.photo.fitted(PREVIEW_PX).to_jpeg(PREVIEW_QUALITY));
+    let preview = ask.with_preview.then(|| held.preview.to_jpeg(PREVIEW_QUALITY));
     let png = cropped.to_png();
     let made = Made {
         facts,
@@ -123,8 +123,10 @@ fn open(id: u64, file: &Blob) -> Result<Held, PhotoError> {
     let photo = Photo::decode(&bytes)?;
     let sha256 = sha256_hex(&bytes);
     let (width, height) = photo.size_px();
-    let suggested = suggest(&photo.fitted(SUGGEST_PX), width, height);
+    let preview = photo.fitted(PREVIEW_PX);
+    let suggested = suggest(&preview.fitted(SUGGEST_PX), width, height);
     Ok(Held {
+        preview,
         id,
         photo,
         sha256,

@@ -34,9 +34,9 @@ pub fn Compare(live: Live, job: JobId, step: Memo<u32>) -> impl IntoView {
     view! {
         <Slider before after step />
         <p class="quiet round-prompt">{caption}</p>
-        <div class="picks" role="group" aria-label="Sample">
+        <div class="compare-picks" role="group" aria-label="Sample">
             <For each=picks key=|(_, shot)| shot.file.clone() let((at, shot))>
-                <button type="button" class="pick" aria-current=move || (index.get() == at).then_some("true") aria-label=format!("Sample {}", at + 1) on:click=move |_| index.set(at)>
+                <button type="button" class="compare-pick" aria-current=move || (index.get() == at).then_some("true") aria-label=format!("Sample {}", at + 1) on:click=move |_| index.set(at)>
                     <img src=file_url(&job.get_value(), &shot.preview) alt="" />
                 </button>
             </For>

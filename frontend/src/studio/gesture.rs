@@ -1,4 +1,4 @@
-//! Fingers, mouse and wheel on the crop frame, in photo pixels: plain arithmetic, so that it can be read and tested.
+//! Fingers, mouse and wheel on the crop frame, in photo pixels: plain arithmetic without a browser in it.
 
 use app::crop::Crop;
 

@@ -162,10 +162,14 @@ impl Studio {
     /// Takes files in, in their order.
     pub fn add(&self, files: Vec<File>) {
         let owner = self.owner.get_value();
-        for file in files {
+        let take = |file: File| {
             let entry = owner.with(|| Entry::new(file.name()));
             entry.file.set_value(Some(file));
-            self.photos.update(|photos| photos.push(entry));
+            entry
+        };
+        let entries: Vec<Entry> = files.into_iter().map(take).collect();
+        self.photos.update(|photos| photos.extend(&entries));
+        for entry in entries {
             self.ask(entry, None);
         }
     }

@@ -114,14 +114,21 @@ fn draw(run: &Run, size: Size) -> Drawing {
     };
     let step_of = |ticks: &[f64]| ticks.get(1).copied().unwrap_or(1.0);
     let label = |ticks: &[f64], t: f64| chart::label(t, step_of(ticks));
+    // There is no half step, and nothing to measure before the first.
+    let is_step = |t: &&f64| **t <= x_most && t.fract() == 0.0 && !instance.is_empty();
+    let is_value = |_: &&f64| !instance.is_empty();
     let drawing = Drawing {
         size,
         x_ticks: x_ticks
             .iter()
-            .filter(|t| **t <= x_most)
+            .filter(is_step)
             .map(|t| (scale.x(*t), label(&x_ticks, *t)))
             .collect(),
-        y_ticks: y_ticks.iter().map(|t| (scale.y(*t), label(&y_ticks, *t))).collect(),
+        y_ticks: y_ticks
+            .iter()
+            .filter(is_value)
+            .map(|t| (scale.y(*t), label(&y_ticks, *t)))
+            .collect(),
         instance: scale.curve(&instance),
         class: scale.curve(&class),
         summary: String::new(),

@@ -28,6 +28,8 @@ const TEXT_ENCODER: &str = r#"{"vocab_size": 49408, "hidden_size": 128, "interme
 const VAE: &str = r#"{"block_out_channels": [32, 64, 64, 64]}"#;
 
 fn main() -> Result<()> {
+    // SAFETY: nothing has started a thread yet.
+    unsafe { ops::keep_candle_on_one_thread() };
     let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<usize>());
     let rows = arguments.next().transpose()?.unwrap_or(4);
     let steps = arguments.next().transpose()?.unwrap_or(10);
