@@ -170,7 +170,7 @@ impl TorchGenerator {
         for block in values.chunks_exact_mut(BLOCK) {
             box_muller(block);
         }
-        if count % BLOCK != 0 {
+        if !count.is_multiple_of(BLOCK) {
             // The last 16 are drawn afresh, some of them a second time.
             let tail = &mut values[count - BLOCK..];
             for value in tail.iter_mut() {

@@ -157,6 +157,20 @@ fn a_ckpt_is_laid_out_as_torch_lays_it_out() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn another_reader_of_torch_files_reads_our_ckpt() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("tiny.ckpt");
+    formats::save_single_file(&path, &tiny()?, Width::Half, Container::Ckpt)?;
+    let wanted = candle_core::safetensors::load(golden("tiny-sd.half.safetensors"), &Device::Cpu)?;
+    let got = candle_core::pickle::read_all_with_key(&path, Some("state_dict"))?;
+    assert_eq!(got.len(), wanted.len());
+    for (name, tensor) in got {
+        same_tensor(&name, &tensor, &wanted[&name])?;
+    }
+    Ok(())
+}
+
 struct Member {
     name: String,
     method: u16,
@@ -357,5 +371,51 @@ fn what_a_training_run_left_in_a_single_file_is_counted_and_ignored() -> anyhow:
     save(&tensors)?;
     let error = formats::load(&path.to_string_lossy()).expect_err("no known part");
     assert!(matches!(&error, ModelError::Unknown { .. }), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_text_encoder_of_23_layers_is_written_in_open_clips_names_and_read_back() -> anyhow::Result<()> {
+    let mut model = tiny()?;
+    model.config_files.text_encoder["num_hidden_layers"] = 23.into();
+    for layer in 3..23 {
+        for (path, tensor) in tiny()?.text_encoder {
+            if let Some(rest) = path.strip_prefix("text_model.encoder.layers.1.") {
+                // Every layer another, so that one in the place of another shows.
+                let tensor = tensor.affine(1.0 + f64::from(layer), 0.0)?;
+                model
+                    .text_encoder
+                    .insert(format!("text_model.encoder.layers.{layer}.{rest}"), tensor);
+            }
+        }
+    }
+    let networks = [model.unet, model.vae, model.text_encoder];
+    let model = ModelWeights::new(Path::new("23"), model.config_files, model.tokenizer_files, networks)?;
+    let folder = tempfile::tempdir()?;
+    for (name, container) in [("a.safetensors", Container::Safetensors), ("a.ckpt", Container::Ckpt)] {
+        let path = folder.path().join(name);
+        formats::save_single_file(&path, &model, Width::Full, container)?;
+        let file = TensorFile::open(&path)?;
+        let shape = |name: &str| file.entries().get(name).map(|entry| entry.shape.clone());
+        let block = "cond_stage_model.model.transformer.resblocks.22";
+        assert_eq!(shape(&format!("{block}.attn.in_proj_weight")), Some(vec![48, 16]));
+        assert_eq!(shape(&format!("{block}.mlp.c_fc.bias")), Some(vec![64]));
+        assert_eq!(shape("cond_stage_model.model.positional_embedding"), Some(vec![77, 16]));
+        assert!(
+            !file
+                .entries()
+                .keys()
+                .any(|name| name.contains("cond_stage_model.transformer"))
+        );
+        // Query, key and value in this order.
+        let together = file.read(&format!("{block}.attn.in_proj_bias"))?;
+        for (i, name) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
+            let wanted = &model.text_encoder[&format!("text_model.encoder.layers.22.self_attn.{name}.bias")];
+            same_tensor(name, &together.narrow(0, 16 * i, 16)?, wanted)?;
+        }
+        let read = formats::load(&path.to_string_lossy())?;
+        same_weights(&read, &model)?;
+        assert_eq!(read.tokenizer_files.pad_token(), "!");
+    }
     Ok(())
 }

@@ -180,24 +180,30 @@ impl Configs {
 
     /// Whether WebUIs know a model of these shapes.
     pub fn is_standard(&self) -> bool {
-        let same = |known: &Self| {
-            let (a, b) = (&self.unet, &known.unet);
-            let unet = a.block_out_channels == b.block_out_channels
-                && a.down_block_types == b.down_block_types
-                && a.up_block_types == b.up_block_types
-                && a.layers_per_block == b.layers_per_block
-                && a.cross_attention_dim == b.cross_attention_dim
-                && a.attention_head_dim == b.attention_head_dim
-                && a.norm_num_groups == b.norm_num_groups
-                && a.use_linear_projection == b.use_linear_projection;
-            let (a, b) = (&self.vae, &known.vae);
-            let vae = a.block_out_channels == b.block_out_channels
-                && a.layers_per_block == b.layers_per_block
-                && a.norm_num_groups == b.norm_num_groups
-                && a.latent_channels == b.latent_channels;
-            unet && vae && self.text_encoder == known.text_encoder
-        };
-        same(&Self::sd1()) || same(&Self::sd2(PredictionType::Epsilon))
+        self.has_shapes_of(&Self::sd1()) || self.has_shapes_of(&Self::sd2(PredictionType::Epsilon))
+    }
+
+    /// Stable Diffusion 1.x with noise as its target: what a single file is taken for that says nothing.
+    pub(super) fn is_plain_sd1(&self) -> bool {
+        self.has_shapes_of(&Self::sd1()) && self.scheduler.prediction_type == PredictionType::Epsilon
+    }
+
+    fn has_shapes_of(&self, known: &Self) -> bool {
+        let (a, b) = (&self.unet, &known.unet);
+        let unet = a.block_out_channels == b.block_out_channels
+            && a.down_block_types == b.down_block_types
+            && a.up_block_types == b.up_block_types
+            && a.layers_per_block == b.layers_per_block
+            && a.cross_attention_dim == b.cross_attention_dim
+            && a.attention_head_dim == b.attention_head_dim
+            && a.norm_num_groups == b.norm_num_groups
+            && a.use_linear_projection == b.use_linear_projection;
+        let (a, b) = (&self.vae, &known.vae);
+        let vae = a.block_out_channels == b.block_out_channels
+            && a.layers_per_block == b.layers_per_block
+            && a.norm_num_groups == b.norm_num_groups
+            && a.latent_channels == b.latent_channels;
+        unet && vae && self.text_encoder == known.text_encoder
     }
 
     /// The files that diffusers would write for these configurations.

@@ -1,7 +1,7 @@
 //! A diffusers folder: a sub-folder for each network with its configuration and weights.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -194,8 +194,8 @@ pub fn save_diffusers(folder: &Path, weights: &ModelWeights, width: Width) -> Re
     write_json(&folder.join("model_index.json"), &index)
 }
 
-fn write_tensors(path: &PathBuf, tensors: &Tensors, width: Width) -> Result<(), ModelError> {
-    let outgoing: Vec<Outgoing<'_>> = tensors
+fn write_tensors(path: &Path, tensors: &Tensors, width: Width) -> Result<(), ModelError> {
+    let outgoing: Vec<Outgoing> = tensors
         .iter()
         .map(|(name, tensor)| Outgoing {
             name: name.clone(),
@@ -204,7 +204,7 @@ fn write_tensors(path: &PathBuf, tensors: &Tensors, width: Width) -> Result<(), 
                 Width::Full => tensor.dtype(),
             },
             shape: tensor.dims().to_vec(),
-            tensor,
+            tensor: tensor.clone(),
         })
         .collect();
     // transformers refuses a file that doesn't say so.

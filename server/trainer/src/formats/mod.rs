@@ -8,6 +8,7 @@ mod atomic;
 mod configs;
 mod diffusers;
 mod error;
+mod open_clip;
 mod pickle;
 mod safetensors_out;
 mod single_file;

@@ -343,7 +343,7 @@ impl Machine<'_> {
         let target = self.top()?;
         match &mut self.values[target] {
             Value::List(list) => list.extend(items),
-            Value::Dict(dict) if items.len() % 2 == 0 => {
+            Value::Dict(dict) if items.len().is_multiple_of(2) => {
                 dict.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
             }
             Value::Opaque => {}

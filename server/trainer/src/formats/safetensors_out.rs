@@ -15,7 +15,7 @@ use super::single_file::{Outgoing, bytes_of};
 pub(super) fn write(
     path: &Path,
     out: &mut Out,
-    outgoing: &[Outgoing<'_>],
+    outgoing: &[Outgoing],
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), ModelError> {
     let unsound = |source| ModelError::Safetensors {
@@ -26,7 +26,7 @@ pub(super) fn write(
         path: path.into(),
         source,
     };
-    let mut sorted: Vec<(Dtype, &Outgoing<'_>)> = outgoing.iter().map(|t| (t.dtype.into(), t)).collect();
+    let mut sorted: Vec<(Dtype, &Outgoing)> = outgoing.iter().map(|t| (t.dtype.into(), t)).collect();
     // The widest type first keeps everything aligned; the library sorts so as well.
     sorted.sort_by(|(a, left), (b, right)| b.cmp(a).then(left.name.cmp(&right.name)));
     let mut infos = Vec::with_capacity(sorted.len());

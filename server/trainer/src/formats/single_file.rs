@@ -10,7 +10,8 @@ use super::configs::{ConfigFiles, Configs};
 use super::error::ModelError;
 use super::tensor_file::TensorFile;
 use super::weights::{ModelWeights, read_tensors};
-use super::{atomic, safetensors_out, starter, torch_out};
+use super::{atomic, open_clip, safetensors_out, starter, torch_out};
+use crate::models::config::PredictionType;
 use crate::tokenizer::TokenizerFiles;
 
 /// Type of the numbers in a file.
@@ -39,11 +40,12 @@ const EXTRAS: [&str; 2] = [
 ];
 
 /// A tensor on its way into a file.
-pub(super) struct Outgoing<'a> {
+pub(super) struct Outgoing {
     pub name: String,
     pub dtype: DType,
     pub shape: Vec<usize>,
-    pub tensor: &'a Tensor,
+    /// On whatever device it is.
+    pub tensor: Tensor,
 }
 
 /// Reads a single file.
@@ -53,19 +55,21 @@ pub(super) fn load(path: &Path) -> Result<ModelWeights, ModelError> {
     let config_files = config_files(&file, &names)?;
     let configs = config_files.parse(path)?;
     let original = |parameter: &Parameter| parameter.original.clone();
-    let mut read = |parameters: Vec<Parameter>| read_tensors(&file, &mut names, &parameters, original);
-    let unet = read(architecture::unet(&configs.unet))?;
-    let vae = read(architecture::vae(&configs.vae))?;
-    let text_encoder = read(architecture::text_encoder(&configs.text_encoder))?;
-
-    let is_ours = |name: &str| {
-        [UNET_PREFIX, VAE_PREFIX, TEXT_ENCODER_PREFIX]
-            .iter()
-            .any(|p| name.starts_with(p))
+    let unet = read_tensors(&file, &mut names, &architecture::unet(&configs.unet), original)?;
+    let vae = read_tensors(&file, &mut names, &architecture::vae(&configs.vae), original)?;
+    let text_config = &configs.text_encoder;
+    let is_open_clip = names.keys().any(|name| name.starts_with(open_clip::PREFIX));
+    let text_encoder = if is_open_clip {
+        open_clip::read(&file, &mut names, text_config)?
+    } else {
+        read_tensors(&file, &mut names, &architecture::text_encoder(text_config), original)?
     };
-    let mut unknown = names
-        .keys()
-        .filter(|name| is_ours(name) && !EXTRAS.iter().any(|extra| name.starts_with(extra)));
+
+    let prefixes = [UNET_PREFIX, VAE_PREFIX, TEXT_ENCODER_PREFIX, open_clip::PREFIX];
+    let mut unknown = names.keys().filter(|name| {
+        let is_extra = EXTRAS.iter().any(|extra| name.starts_with(extra)) || open_clip::is_extra(name, text_config);
+        !is_extra && prefixes.iter().any(|prefix| name.starts_with(prefix))
+    });
     if let Some(first) = unknown.next() {
         return Err(ModelError::Unknown {
             path: path.into(),
@@ -74,7 +78,12 @@ pub(super) fn load(path: &Path) -> Result<ModelWeights, ModelError> {
         });
     }
     let networks = [unet, vae, text_encoder];
-    let mut weights = ModelWeights::new(path, config_files, TokenizerFiles::clip(), networks)?;
+    let tokenizer = if is_open_clip {
+        TokenizerFiles::clip_padded_with("!")
+    } else {
+        TokenizerFiles::clip()
+    };
+    let mut weights = ModelWeights::new(path, config_files, tokenizer, networks)?;
     weights.ignored = names.len() + file.others;
     Ok(weights)
 }
@@ -137,12 +146,18 @@ fn config_files(file: &TensorFile, names: &BTreeMap<String, String>) -> Result<C
         Some(8) => return unsupported("this is an InstructPix2Pix model"),
         _ => {}
     }
-    if has("cond_stage_model.model.") {
-        return unsupported("this is a Stable Diffusion 2.x single file; give its diffusers folder");
-    }
     let context = shape("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight");
     if first == [320, 4, 3, 3] && context == Some(&[320, 768]) {
         return Configs::sd1().files().map_err(json);
+    }
+    if first == [320, 4, 3, 3] && has(open_clip::PREFIX) {
+        // Only the name tells what its target is. Those of 512 px predict noise.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let prediction = match name.contains("base") || name.contains("512") {
+            true => PredictionType::Epsilon,
+            false => PredictionType::VPrediction,
+        };
+        return Configs::sd2(prediction).files().map_err(json);
     }
     // The starter's exports of before files said so, or without what they said.
     let starter = starter::config_files()?;
@@ -175,9 +190,13 @@ pub fn save_single_file(
     container: Container,
 ) -> Result<(), ModelError> {
     weights.check(path)?;
-    let outgoing = outgoing(weights, width);
-    // WebUIs and other readers know the standard shapes; what is beside the tensors would only puzzle them.
-    let metadata = if weights.loads_in_webuis() {
+    let outgoing = outgoing(weights, width).map_err(|source| ModelError::Tensor {
+        path: path.into(),
+        tensor: "text_model".into(),
+        source,
+    })?;
+    // Everyone knows Stable Diffusion 1.x by its shapes; nothing is put beside the tensors.
+    let metadata = if weights.configs().is_plain_sd1() {
         BTreeMap::new()
     } else {
         let config = serde_json::to_string(&weights.config_files).map_err(|source| ModelError::Json {
@@ -198,25 +217,40 @@ pub fn save_single_file(
 
 /// The tensors under their original names, network by network in the order of diffusers' names, as the tutorial's
 /// converter leaves them.
-fn outgoing(weights: &ModelWeights, width: Width) -> Vec<Outgoing<'_>> {
-    let parameters = weights.parameters();
-    let all = parameters.into_iter().filter_map(|(parameter, tensors)| {
-        let tensor = tensors.get(&parameter.path)?;
-        Some(Outgoing {
+fn outgoing(weights: &ModelWeights, width: Width) -> candle_core::Result<Vec<Outgoing>> {
+    let dtype = |tensor: &Tensor| match width {
+        Width::Half => DType::F16,
+        Width::Full => tensor.dtype(),
+    };
+    let as_open_clip = open_clip::is_open_clip(&weights.text_encoder_config);
+    let mut all = Vec::new();
+    for (parameter, tensors) in weights.parameters() {
+        let is_text = parameter.original.starts_with(TEXT_ENCODER_PREFIX);
+        let Some(tensor) = tensors.get(&parameter.path).filter(|_| !(is_text && as_open_clip)) else {
+            continue;
+        };
+        all.push(Outgoing {
             shape: parameter.original_shape(),
             name: parameter.original,
-            dtype: match width {
-                Width::Half => DType::F16,
-                Width::Full => tensor.dtype(),
-            },
-            tensor,
-        })
-    });
-    all.collect()
+            dtype: dtype(tensor),
+            tensor: tensor.clone(),
+        });
+    }
+    if as_open_clip {
+        for (name, tensor) in open_clip::tensors(&weights.text_encoder)? {
+            all.push(Outgoing {
+                name,
+                dtype: dtype(&tensor),
+                shape: tensor.dims().to_vec(),
+                tensor,
+            });
+        }
+    }
+    Ok(all)
 }
 
 /// Opens what was written with our own reader: every name, type and shape, and nothing else.
-pub(super) fn read_back(path: &Path, scratch: &Path, outgoing: &[Outgoing<'_>]) -> Result<(), ModelError> {
+pub(super) fn read_back(path: &Path, scratch: &Path, outgoing: &[Outgoing]) -> Result<(), ModelError> {
     let wrong = |reason: String| ModelError::ReadBack {
         path: path.into(),
         reason,
@@ -242,7 +276,7 @@ pub(super) fn read_back(path: &Path, scratch: &Path, outgoing: &[Outgoing<'_>]) 
 }
 
 /// A tensor's numbers as they lie in a file.
-pub(super) fn bytes_of(path: &Path, outgoing: &Outgoing<'_>) -> Result<Vec<u8>, ModelError> {
+pub(super) fn bytes_of(path: &Path, outgoing: &Outgoing) -> Result<Vec<u8>, ModelError> {
     fn copy<const N: usize, T>(values: &[T], bytes: impl Fn(&T) -> [u8; N]) -> Vec<u8> {
         let mut out = vec![0; values.len() * N];
         for (slot, value) in out.chunks_exact_mut(N).zip(values) {

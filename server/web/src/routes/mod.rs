@@ -12,7 +12,7 @@ pub use files::picture;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, OriginalUri, State};
+use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, Method};
 use axum::response::Response;
 use axum::routing::{MethodRouter, delete, get, head, post, put};
@@ -239,7 +239,6 @@ pub fn router(state: AppState, guard: Arc<Guard>) -> Router {
     router
         .fallback(fallback)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
         .layer(axum::middleware::from_fn_with_state(guard, guard::check))
         .with_state(state)
 }

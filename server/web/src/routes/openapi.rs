@@ -73,3 +73,142 @@ fn body(description: &str, content: Content) -> Value {
     };
     json!({ "description": description, "content": { media: { "schema": schema } } })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use app::api::{ApiProblem, DeviceInfo, ModelInfo, ServerInfo};
+    use app::job::{Failure, JobDetail, JobId, JobState, JobSummary};
+    use app::recipe::{Concept, RecipeDraft};
+
+    /// The value's fields and the schema's are the same ones, all the way down.
+    fn check(schemas: &Value, schema: &Value, value: &Value, at: &str) {
+        let schema = match schema.get("$ref").and_then(Value::as_str) {
+            Some(reference) => {
+                let name = reference.rsplit('/').next().expect("a name");
+                schemas
+                    .get(name)
+                    .unwrap_or_else(|| panic!("{at}: there is no schema {name}"))
+            }
+            None => schema.pointer("/anyOf/0").unwrap_or(schema),
+        };
+        if schema.get("$ref").is_some() {
+            return check(schemas, schema, value, at);
+        }
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let inner = schema.pointer(&format!("/properties/{name}"));
+                    let inner = inner.unwrap_or_else(|| panic!("{at}.{name} is not described"));
+                    check(schemas, inner, value, &format!("{at}.{name}"));
+                }
+                for name in schema["required"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_str)
+                {
+                    assert!(fields.contains_key(name), "{at}.{name} is required but not there");
+                }
+                if schema["additionalProperties"] == false {
+                    let described = schema["properties"].as_object().map_or(0, Map::len);
+                    assert_eq!(described, fields.len(), "{at}: a field is described that is not there");
+                }
+            }
+            Value::Array(values) => values.iter().for_each(|v| check(schemas, &schema["items"], v, at)),
+            _ => assert!(
+                schema.get("type").is_some() || schema.get("enum").is_some(),
+                "{at}: {schema}"
+            ),
+        }
+    }
+
+    /// Every optional field is set, so that none escapes.
+    fn recipe() -> RecipeDraft {
+        RecipeDraft {
+            concepts: vec![Concept {
+                instance_prompt: "photo of zwx dog".into(),
+                instance_data_dir: "photos/0".into(),
+                class_prompt: Some("photo of a dog".into()),
+                class_data_dir: Some("class-images/0".into()),
+            }],
+            resolution: Some(512),
+            pretrained_vae_name_or_path: Some("vae".into()),
+            ..RecipeDraft::default()
+        }
+    }
+
+    #[test]
+    fn the_schemas_are_those_of_the_types() {
+        let schemas: Value = serde_json::from_str(SCHEMAS).expect("JSON");
+        let compare = |name: &str, value: Value| check(&schemas, &schemas[name], &value, name);
+        compare("RecipeDraft", json!(recipe()));
+        let failure = Failure {
+            code: "c".into(),
+            message: "m".into(),
+            hint: Some("h".into()),
+        };
+        let summary = JobSummary {
+            id: JobId::parse("dog-1").expect("good"),
+            state: JobState::Failed { failure },
+            created_ms: 1,
+            step: 1,
+            steps: 2,
+            title: "t".into(),
+            last_seq: 3,
+        };
+        compare("JobSummary", json!(summary));
+        let recipe_ok = recipe().check().expect("good");
+        compare(
+            "JobDetail",
+            json!(JobDetail {
+                summary,
+                recipe: recipe_ok
+            }),
+        );
+        let device = DeviceInfo {
+            trainer: "cpu".into(),
+            name: "CPU".into(),
+            memory_bytes: Some(1),
+            why: "w".into(),
+        };
+        let model = ModelInfo {
+            pretrained_model_name_or_path: "starter".into(),
+            title: "Starter".into(),
+            resolution: 64,
+            parameters: 1,
+            loads_in_webuis: false,
+            defaults: recipe(),
+        };
+        compare(
+            "ServerInfo",
+            json!(ServerInfo {
+                version: "1".into(),
+                device,
+                models: vec![model]
+            }),
+        );
+        let inner = crate::error::problem("c", "m".into(), "f".into());
+        compare(
+            "ApiProblem",
+            json!(ApiProblem {
+                problems: vec![inner.clone()],
+                ..inner
+            }),
+        );
+    }
+
+    #[test]
+    fn every_schema_that_is_named_is_there() {
+        let document = build(&table());
+        let text = document.to_string();
+        for part in text.split("#/components/schemas/").skip(1) {
+            let name = part.split('"').next().unwrap_or_default();
+            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+        }
+        assert_eq!(
+            document["paths"]["/api/jobs/{id}/files/{path}"]["get"]["parameters"][1]["name"],
+            "path"
+        );
+    }
+}

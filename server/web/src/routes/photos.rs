@@ -1,22 +1,16 @@
 //! Photos: is it here, put it here, show it.
 
-use std::time::Duration;
-
 use app::api::{MAX_PHOTO_BYTES, ORIGIN_HEADER, PhotoOrigin};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt;
 
-use super::extract::PhotoName;
+use super::extract::{PhotoName, read_body};
 use crate::download::{FOREVER, FileAnswer, send};
 use crate::error::ApiError;
 use crate::server::AppState;
-
-/// A photo that takes longer than this is sent again.
-const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
 
 pub async fn find(State(state): State<AppState>, PhotoName(name): PhotoName) -> Result<Response, ApiError> {
     match state.photos.find(&name).await.map_err(ApiError::internal)? {
@@ -48,16 +42,13 @@ pub async fn put(
 ) -> Result<Response, ApiError> {
     if let Some(known) = state.photos.find(&name).await.map_err(ApiError::internal)? {
         // Not kept, only taken off the wire: a browser that is cut off while it sends never sees the answer.
-        read(body, 0).await?;
+        if let Err(e @ ApiError::BrokenUpload) = read_body(body, 0).await {
+            return Err(e);
+        }
         return Ok(Json(known).into_response());
     }
     let origin = origin(&headers)?;
-    let file = read(body, MAX_PHOTO_BYTES).await?;
-    if file.len() > MAX_PHOTO_BYTES {
-        return Err(ApiError::TooLarge {
-            limit_bytes: MAX_PHOTO_BYTES,
-        });
-    }
+    let file = read_body(body, MAX_PHOTO_BYTES).await?;
     let photo = state.photos.add(name, file, origin).await?;
     Ok((StatusCode::CREATED, Json(photo)).into_response())
 }
@@ -71,26 +62,4 @@ fn origin(headers: &HeaderMap) -> Result<PhotoOrigin, ApiError> {
         return Err(bad("`sha256` is not 64 lower-case hex digits".into()));
     }
     Ok(origin)
-}
-
-/// Reads the whole body but keeps at most one byte more than `keep`; a body that is far too long is not read to its
-/// end.
-async fn read(body: Body, keep: usize) -> Result<Vec<u8>, ApiError> {
-    let work = async {
-        let mut stream = body.into_data_stream();
-        let (mut kept, mut seen) = (Vec::new(), 0);
-        while let Some(part) = stream.next().await {
-            let part = part.map_err(|_| ApiError::BrokenUpload)?;
-            let room = (keep + 1).saturating_sub(kept.len()).min(part.len());
-            kept.extend_from_slice(&part[..room]);
-            seen += part.len();
-            if seen > 8 * MAX_PHOTO_BYTES {
-                break;
-            }
-        }
-        Ok(kept)
-    };
-    tokio::time::timeout(UPLOAD_LIMIT, work)
-        .await
-        .map_err(|_| ApiError::BrokenUpload)?
 }
