@@ -6,7 +6,17 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod chart;
+pub mod crop;
+pub mod dataset;
+pub mod draft;
 pub mod event;
 pub mod job;
+pub mod photo;
+pub mod pixels;
+pub mod preset;
 pub mod recipe;
 pub mod run;
+pub mod settings;
+pub mod upload;
+pub mod words;

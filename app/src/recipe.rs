@@ -133,6 +133,13 @@ pub struct RecipeDraft {
     pub samples: SamplePlan,
     /// The training state is saved after every so many steps, so that a crash loses less. 0 = only at the end.
     pub checkpointing_steps: u32,
+    /// Prompts are padded to 77 tokens in training, as they are in drawing. The tutorial does not.
+    pub pad_tokens: bool,
+    /// Each photo has its own prompt beside it, in `NAME.EXT.txt`, in place of the instance prompt.
+    pub read_prompts_from_txts: bool,
+    /// A VAE to draw class images and samples with and to export; photos are still encoded with the base model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pretrained_vae_name_or_path: Option<String>,
 }
 
 impl Default for RecipeDraft {
@@ -161,6 +168,9 @@ impl Default for RecipeDraft {
             adam: Adam::default(),
             samples: SamplePlan::default(),
             checkpointing_steps: 100,
+            pad_tokens: false,
+            read_prompts_from_txts: false,
+            pretrained_vae_name_or_path: None,
         }
     }
 }

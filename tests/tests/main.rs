@@ -2,3 +2,4 @@
 //! comparison with the reference numbers; `browser` drives a real Chromium.
 
 mod golden;
+mod job;

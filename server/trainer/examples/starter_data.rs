@@ -18,7 +18,14 @@ const SIDE_PX: u32 = 128;
 /// Longest side of a kept photograph in pixels.
 const PHOTO_PX: u32 = 1024;
 /// Groups of emojibase that show things; people in many tones, flags and symbols would drown them.
-const GROUPS: [&str; 6] = ["smileys-emotion", "animals-nature", "food-drink", "travel-places", "activities", "objects"];
+const GROUPS: [&str; 6] = [
+    "smileys-emotion",
+    "animals-nature",
+    "food-drink",
+    "travel-places",
+    "activities",
+    "objects",
+];
 /// Subgroups of those groups that are signs rather than things.
 const NOT_THINGS: [&str; 4] = ["time", "emotion", "heart", "sound"];
 
@@ -34,12 +41,17 @@ struct Thing {
 }
 
 /// Sets of SVG drawings, and the word their style goes by in captions.
-const SVG_SETS: [(&str, &str); 3] =
-    [("iconify-json-noto", "emoji"), ("iconify-json-twemoji", "cartoon"), ("iconify-json-fluent-emoji-flat", "flat")];
+const SVG_SETS: [(&str, &str); 3] = [
+    ("iconify-json-noto", "emoji"),
+    ("iconify-json-twemoji", "cartoon"),
+    ("iconify-json-fluent-emoji-flat", "flat"),
+];
 
 fn main() -> Result<()> {
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [packages, out] = args.as_slice() else { bail!("usage: starter_data PACKAGES OUT") };
+    let [packages, out] = args.as_slice() else {
+        bail!("usage: starter_data PACKAGES OUT")
+    };
     for folder in ["pictures", "photos"] {
         std::fs::create_dir_all(out.join(folder))?;
     }
@@ -50,7 +62,12 @@ fn main() -> Result<()> {
     let photos = copy_photos(&packages.join("photos"), out)?;
     let index = json!({ "pictures": pictures, "photos": photos });
     std::fs::write(out.join("index.json"), serde_json::to_vec(&index)?)?;
-    println!("{} pictures of {} things, {} photographs", pictures.len(), things.len(), photos.len());
+    println!(
+        "{} pictures of {} things, {} photographs",
+        pictures.len(),
+        things.len(),
+        photos.len()
+    );
     Ok(())
 }
 
@@ -61,7 +78,10 @@ fn find(packages: &Path, name: &str) -> Result<PathBuf> {
         .filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(name)))
         .collect();
     found.sort();
-    let folder = found.into_iter().next().with_context(|| format!("package {name} is not in {}", packages.display()))?;
+    let folder = found
+        .into_iter()
+        .next()
+        .with_context(|| format!("package {name} is not in {}", packages.display()))?;
     Ok(folder.join("package"))
 }
 
@@ -76,7 +96,9 @@ fn things(emojibase: &Path) -> Result<Vec<Thing>> {
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let mut things = Vec::new();
     for entry in data.as_array().context("data.json is not a list")? {
-        let (Some(group), Some(subgroup)) = (entry["group"].as_u64(), entry["subgroup"].as_u64()) else { continue };
+        let (Some(group), Some(subgroup)) = (entry["group"].as_u64(), entry["subgroup"].as_u64()) else {
+            continue;
+        };
         let group = text(&groups["groups"][group.to_string()]);
         let subgroup = text(&groups["subgroups"][subgroup.to_string()]);
         if !GROUPS.contains(&group.as_str()) || NOT_THINGS.contains(&subgroup.as_str()) {
@@ -106,12 +128,16 @@ fn draw_svg_sets(packages: &Path, out: &Path, things: &[Thing], pictures: &mut V
             let name = slug(&thing.label);
             let Some(icon) = icon(&set, &name) else { continue };
             let width = icon["width"].as_f64().unwrap_or(default_px);
-            let height = icon["height"].as_f64().unwrap_or(set["height"].as_f64().unwrap_or(width));
+            let height = icon["height"]
+                .as_f64()
+                .unwrap_or(set["height"].as_f64().unwrap_or(width));
             let body = icon["body"].as_str().unwrap_or_default();
             let svg = format!(
                 r#"<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">{body}</svg>"#
             );
-            let Ok(tree) = usvg::Tree::from_str(&svg, &usvg::Options::default()) else { continue };
+            let Ok(tree) = usvg::Tree::from_str(&svg, &usvg::Options::default()) else {
+                continue;
+            };
             let file = format!("pictures/{style}-{name}.png");
             draw(&tree)?.save(out.join(&file))?;
             pictures.push(caption_words(thing, style, &file));
@@ -130,7 +156,11 @@ fn icon<'a>(set: &'a Value, name: &str) -> Option<&'a Value> {
 fn draw(tree: &usvg::Tree) -> Result<RgbaImage> {
     let mut pixmap = tiny_skia::Pixmap::new(SIDE_PX, SIDE_PX).context("no pixmap")?;
     let scale = SIDE_PX as f32 / tree.size().width().max(tree.size().height());
-    resvg::render(tree, tiny_skia::Transform::from_scale(scale, scale), &mut pixmap.as_mut());
+    resvg::render(
+        tree,
+        tiny_skia::Transform::from_scale(scale, scale),
+        &mut pixmap.as_mut(),
+    );
     let straight = pixmap.pixels().iter().flat_map(|p| {
         let c = p.demultiply();
         [c.red(), c.green(), c.blue(), c.alpha()]
@@ -144,10 +174,17 @@ fn copy_renders(packages: &Path, out: &Path, things: &[Thing], pictures: &mut Ve
     for thing in things {
         let plain = thing.code.replace("-fe0f", "");
         let candidates = [thing.code.clone(), plain.clone(), format!("{plain}-fe0f")];
-        let Some(path) = candidates.iter().map(|c| assets.join(format!("{c}.webp"))).find(|p| p.is_file()) else {
+        let Some(path) = candidates
+            .iter()
+            .map(|c| assets.join(format!("{c}.webp")))
+            .find(|p| p.is_file())
+        else {
             continue;
         };
-        let render = ImageReader::open(&path)?.decode().with_context(|| path.display().to_string())?.to_rgba8();
+        let render = ImageReader::open(&path)?
+            .decode()
+            .with_context(|| path.display().to_string())?
+            .to_rgba8();
         let file = format!("pictures/3d-{}.png", slug(&thing.label));
         resize(&render, SIDE_PX, SIDE_PX, FilterType::Lanczos3).save(out.join(&file))?;
         pictures.push(caption_words(thing, "3d", &file));
@@ -156,11 +193,18 @@ fn copy_renders(packages: &Path, out: &Path, things: &[Thing], pictures: &mut Ve
 }
 
 fn copy_photos(folder: &Path, out: &Path) -> Result<Vec<String>> {
-    let paths: BTreeSet<PathBuf> = std::fs::read_dir(folder)?.filter_map(|e| Some(e.ok()?.path())).collect();
+    let paths: BTreeSet<PathBuf> = std::fs::read_dir(folder)?
+        .filter_map(|e| Some(e.ok()?.path()))
+        .collect();
     let mut seen = BTreeMap::new();
     for path in paths {
-        let Ok(photo) = ImageReader::open(&path)?.with_guessed_format()?.decode() else { continue };
-        let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let Ok(photo) = ImageReader::open(&path)?.with_guessed_format()?.decode() else {
+            continue;
+        };
+        let stem = path
+            .file_stem()
+            .map(|s| s.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let file = format!("photos/{stem}.jpg");
         let smaller = if photo.width().max(photo.height()) > PHOTO_PX {
             photo.resize(PHOTO_PX, PHOTO_PX, FilterType::Lanczos3)

@@ -1,9 +1,18 @@
 //! The engine: models, DreamBooth, samplers, checkpoint formats, CPU and CUDA ops. The only crate that touches candle.
 
+pub mod dataset;
+pub mod defaults;
+pub mod device;
+pub mod dreambooth;
+pub mod events;
+pub mod formats;
 pub mod lr;
 pub mod models;
 pub mod noise;
 pub mod ops;
+pub mod optim;
+pub mod pipeline;
 pub mod pretrain;
 pub mod schedulers;
+pub mod store;
 pub mod tokenizer;

@@ -1,12 +1,17 @@
-use clap::{Parser, Subcommand};
-#[derive(Parser)]
-struct Cli { #[command(subcommand)] command: Cmd }
-#[derive(Subcommand)]
-enum Cmd { Pretrain(trainer::pretrain::cli::PretrainArgs) }
-fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    #[cfg(feature = "cuda")]
-    candle_core::cuda::set_gemm_reduced_precision_f32(true);
-    let device = candle_core::Device::cuda_if_available(0)?;
-    match Cli::parse().command { Cmd::Pretrain(args) => Ok(args.run(device)?) }
+//! `likeness-trainer`: the engine as a program. Standard output carries events and answers, standard error the log.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // SAFETY: nothing has started a thread yet.
+    unsafe { trainer::ops::keep_candle_on_one_thread() };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    cli::run()
 }

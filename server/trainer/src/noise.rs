@@ -170,7 +170,7 @@ impl TorchGenerator {
         for block in values.chunks_exact_mut(BLOCK) {
             box_muller(block);
         }
-        if count % BLOCK != 0 {
+        if !count.is_multiple_of(BLOCK) {
             // The last 16 are drawn afresh, some of them a second time.
             let tail = &mut values[count - BLOCK..];
             for value in tail.iter_mut() {
@@ -184,6 +184,16 @@ impl TorchGenerator {
     /// `torch.randint(max, (count,), generator=self)` for `max` up to 2^32.
     pub fn integers(&mut self, max: u32, count: usize) -> Vec<u32> {
         (0..count).map(|_| self.next_u32() % max.max(1)).collect()
+    }
+
+    /// `torch.randperm(count, generator=self)`.
+    pub fn permutation(&mut self, count: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..count).collect();
+        for i in 0..count.saturating_sub(1) {
+            let further = self.next_u32() as usize % (count - i);
+            order.swap(i, i + further);
+        }
+        order
     }
 
     fn uniform_f32(&mut self) -> f32 {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::{D, DType, Device, IndexOp, Tensor};
 use serde::Deserialize;
 use trainer::models::{
-    params::Params, probe::Probe, text_encoder::ClipTextModel, unet::UNet2DConditionModel, vae::AutoencoderKl,
+    ModelConfig, parameter_shapes, params::Params, probe::Probe, text_encoder::ClipTextModel,
+    unet::UNet2DConditionModel, vae::AutoencoderKl,
 };
 
 use super::support::{Table, Tensors, json, load, relmax, relmax_named};
@@ -263,6 +264,47 @@ fn every_norm_has_the_right_eps() {
     let model = text_encoder(&scaled(text_encoder_weights(), "text_encoder", &probe));
     check("text.last_hidden_state", &model.forward(&ids).unwrap());
     table.finish();
+}
+
+#[derive(Deserialize)]
+struct Sd15Keys {
+    /// Original key and shape, component, diffusers key, 1 where the original has a convolution [c, c, 1, 1] for a
+    /// linear layer [c, c], the VAE attention's old key.
+    rows: Vec<(String, Vec<usize>, String, String, u8, Option<String>)>,
+}
+
+#[test]
+fn full_size_models_have_sd15s_weights_and_no_others() {
+    let unet = serde_json::from_str(
+        r#"{"sample_size": 64, "block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768,
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
+                "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+            "attention_head_dim": 8}"#,
+    );
+    let text_encoder = serde_json::from_str(
+        r#"{"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+            "num_attention_heads": 12}"#,
+    );
+    let vae = serde_json::from_str(r#"{"block_out_channels": [128, 256, 512, 512]}"#);
+    let (unet, text_encoder, vae) = (unet.unwrap(), text_encoder.unwrap(), vae.unwrap());
+    let configs = [
+        ("unet", ModelConfig::UNet(&unet)),
+        ("text_encoder", ModelConfig::TextEncoder(&text_encoder)),
+        ("vae", ModelConfig::Vae(&vae)),
+    ];
+    let keys: Sd15Keys = json("convert/sd15_keys.json");
+    for (component, config) in configs {
+        let ours: BTreeMap<String, Vec<usize>> = parameter_shapes(config).unwrap().into_iter().collect();
+        let rows = keys.rows.iter().filter(|row| row.2 == component);
+        let theirs: BTreeMap<String, Vec<usize>> = rows
+            .map(|(_, shape, _, key, is_conv_there, _)| {
+                let length = if *is_conv_there == 1 { 2 } else { shape.len() };
+                (key.clone(), shape[..length].to_vec())
+            })
+            .collect();
+        assert_eq!(ours, theirs, "{component}");
+    }
 }
 
 /// Guards the reader of this folder: a golden file that was cut short would make the tests above vacuous.

@@ -28,7 +28,12 @@ struct GradsIndex {
 
 #[derive(Deserialize)]
 struct Trajectories {
-    variants: BTreeMap<String, Variant>,
+    variants: Variants,
+}
+
+#[derive(Deserialize)]
+struct Variants {
+    base: Variant,
 }
 
 #[derive(Deserialize)]
@@ -170,7 +175,7 @@ fn the_first_step_has_the_reference_loss_and_gradients() {
     let index: GradsIndex = json("train/grads_index.json");
     let config: trainer::models::config::TextEncoderConfig = json("tiny-sd/text_encoder/config.json");
     let golden = golden_gradients(&index, config.hidden_size, config.vocab_size);
-    let step = &json::<Trajectories>("train/trajectories.json").variants["base"].steps[0];
+    let step = &json::<Trajectories>("train/trajectories.json").variants.base.steps[0];
 
     let mut table = Table::new("first training step");
     let prediction = &load("train/model_pred_step1.safetensors")["model_pred"];

@@ -1,8 +1,16 @@
 //! Comparison with the reference numbers of `tests/golden/` (see its MANIFEST.md), or of `$GOLDEN_DIR` when set.
 
+mod convert;
 mod forward;
 mod gradients;
+mod images;
+mod lr;
+mod rng;
+mod samplers;
 pub mod support;
+mod tokenizer;
+mod train;
+mod txt2img;
 
 use std::path::PathBuf;
 

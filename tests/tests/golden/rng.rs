@@ -9,7 +9,18 @@ struct File {
 }
 
 #[derive(Deserialize)]
-struct Row {
+#[serde(untagged)]
+enum Row {
+    Normals(Normals),
+    Integers {
+        seed: u64,
+        op: String,
+        values: serde_json::Value,
+    },
+}
+
+#[derive(Deserialize)]
+struct Normals {
     seed: u64,
     shape: Vec<usize>,
     first: Vec<f32>,
@@ -25,6 +36,22 @@ fn a_seed_gives_the_noise_that_torch_gives() -> anyhow::Result<()> {
     let file: File = serde_json::from_slice(&std::fs::read(super::dir().join("rng/torch_cpu.json"))?)?;
     assert!(!file.rows.is_empty());
     for row in file.rows {
+        let row = match row {
+            Row::Normals(row) => row,
+            Row::Integers { seed, op, values } => {
+                let mut generator = TorchGenerator::new(seed);
+                if op == "randperm(12)" {
+                    let wanted: Vec<usize> = serde_json::from_value(values)?;
+                    assert_eq!(generator.permutation(12), wanted, "seed {seed} {op}");
+                } else {
+                    let wanted: Vec<Vec<u32>> = serde_json::from_value(values)?;
+                    for wanted in wanted {
+                        assert_eq!(generator.integers(1000, wanted.len()), wanted, "seed {seed} {op}");
+                    }
+                }
+                continue;
+            }
+        };
         let name = format!("seed {} shape {:?}", row.seed, row.shape);
         let mut generator = TorchGenerator::new(row.seed);
         let count: usize = row.shape.iter().product();

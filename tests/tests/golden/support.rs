@@ -122,7 +122,7 @@ impl Table {
             .collect();
         assert!(
             off.is_empty(),
-            "{}: {} of {compared} are off: {off:.3e?}",
+            "{}: {} of {compared} are off: {off:?}",
             self.title,
             off.len()
         );

@@ -130,4 +130,34 @@ mod tests {
         assert_ne!(value("a.weight", 1), value("a.weight", 2));
         assert_ne!(value("a.weight", 1), value("b.weight", 1));
     }
+
+    fn sd2_unet() -> UNetConfig {
+        serde_json::from_str(
+            r#"{"sample_size": 8, "block_out_channels": [16, 32], "cross_attention_dim": 24, "norm_num_groups": 8,
+                "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+                "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "attention_head_dim": [2, 4],
+                "use_linear_projection": true}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_unet_of_sd_2_projects_linearly_and_starts_as_nothing() {
+        let config = sd2_unet();
+        let shapes = parameter_shapes(ModelConfig::UNet(&config)).unwrap();
+        assert!(shapes.contains(&("down_blocks.0.attentions.0.proj_in.weight".to_string(), vec![16, 16])));
+        let weights = random_weights(ModelConfig::UNet(&config), 3).unwrap();
+        let params = Params::trainable(&weights, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let model = UNet2DConditionModel::new(&config, &params).unwrap();
+        params.finish().unwrap();
+        let ones = |shape: &[usize]| Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let prediction = model
+            .forward(&ones(&[2, 4, 7, 5]), &ones(&[2]), &ones(&[2, 3, 24]))
+            .unwrap();
+        assert_eq!(prediction.dims(), [2, 4, 7, 5]);
+        assert_eq!(
+            prediction.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap(),
+            0.
+        );
+    }
 }

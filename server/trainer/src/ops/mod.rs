@@ -10,10 +10,14 @@ mod conv2d;
 mod elementwise;
 mod embedding;
 mod group_norm;
+mod kernel;
 mod layer_norm;
 mod linear;
 mod loss;
 mod node;
+#[cfg(test)]
+mod testing;
+mod threads;
 mod upsample;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
@@ -25,4 +29,5 @@ pub use group_norm::{Fused, group_norm};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use loss::mse;
+pub use threads::keep_candle_on_one_thread;
 pub use upsample::upsample_nearest;

@@ -12,9 +12,9 @@ use super::feed::feed;
 use super::optimizer::{FlatAdam, cosine};
 use super::starter::{self, SIDE_PX};
 use super::{Diary, Part, PretrainError};
-use crate::models::{ModelConfig, random_weights};
 use crate::models::params::{Params, Weights};
 use crate::models::vae::AutoencoderKl;
+use crate::models::{ModelConfig, random_weights};
 use crate::noise::{Noise, Purpose};
 
 /// Weight of the KL term, mean over the latents' elements.
@@ -30,7 +30,11 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
     let started = Instant::now();
     let data = Arc::new(StarterData::open(&part.data, SIDE_PX, part.seed)?);
     let config = starter::vae_config();
-    let params = Params::trainable(&random_weights(ModelConfig::Vae(&config), starter::WEIGHTS_SEED)?, DType::F32, &part.device)?;
+    let params = Params::trainable(
+        &random_weights(ModelConfig::Vae(&config), starter::WEIGHTS_SEED)?,
+        DType::F32,
+        &part.device,
+    )?;
     let vae = AutoencoderKl::new(&config, &params)?;
     let mut adam = FlatAdam::new(params.vars(), AVERAGE_DECAY)?;
     let state = part.work.join("autoencoder.state");
@@ -74,7 +78,9 @@ pub(super) fn load(work: &Path) -> Result<Weights, PretrainError> {
     if !path.is_file() {
         return Err(PretrainError::NoAutoencoder { path });
     }
-    Ok(candle_core::safetensors::load(&path, &candle_core::Device::Cpu)?.into_iter().collect())
+    Ok(candle_core::safetensors::load(&path, &candle_core::Device::Cpu)?
+        .into_iter()
+        .collect())
 }
 
 /// Peak signal-to-noise ratio in dB of each picture's reconstruction from the mean of its latents.
@@ -82,6 +88,10 @@ pub(super) fn load(work: &Path) -> Result<Weights, PretrainError> {
 pub fn reconstruction_psnr_db(vae: &AutoencoderKl, x: &Tensor) -> Result<(Tensor, Vec<f32>), PretrainError> {
     let y = vae.decode(&vae.encode(x)?.mean)?.clamp(-1.0, 1.0)?;
     let mse = (&y - x)?.affine(0.5, 0.0)?.sqr()?.flatten_from(1)?.mean(D::Minus1)?;
-    let db = mse.to_vec1::<f32>()?.into_iter().map(|mse| -10.0 * mse.max(1e-10).log10()).collect();
+    let db = mse
+        .to_vec1::<f32>()?
+        .into_iter()
+        .map(|mse| -10.0 * mse.max(1e-10).log10())
+        .collect();
     Ok((y, db))
 }

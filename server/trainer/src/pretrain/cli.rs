@@ -26,7 +26,7 @@ pub struct PretrainArgs {
     /// Pictures an update
     #[arg(long, default_value_t = 64)]
     rows: usize,
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long = "learning_rate", default_value_t = 1e-3)]
     learning_rate: f64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -42,6 +42,8 @@ enum PartName {
 }
 
 impl PretrainArgs {
+    /// On the GPU when this build has one.
+    ///
     /// # Errors
     /// As the part that runs.
     pub fn run(self, device: Device) -> Result<(), PretrainError> {
@@ -63,7 +65,14 @@ impl PretrainArgs {
             PartName::Autoencoder => autoencoder::train(&part)?,
             PartName::Diffusion => diffusion::train(&part)?,
         };
-        tracing::info!("{}", if done { "done" } else { "time is up; call again to go on" });
+        tracing::info!(
+            "{}",
+            if done {
+                "done"
+            } else {
+                "time is up; call again to go on"
+            }
+        );
         Ok(())
     }
 }

@@ -98,7 +98,10 @@ impl StarterData {
                 Ok((info, picture))
             })
             .collect::<Result<Vec<_>, PretrainError>>()?;
-        let photos = index.photos.par_iter().map(|file| Ok(decode(&folder.join(file))?.to_rgb8()));
+        let photos = index
+            .photos
+            .par_iter()
+            .map(|file| Ok(decode(&folder.join(file))?.to_rgb8()));
         Ok(Self {
             pictures,
             photos: photos.collect::<Result<Vec<_>, PretrainError>>()?,
@@ -203,7 +206,10 @@ impl StarterData {
                 (canvas, Some(name))
             }
             6..8 => (self.photo_crop(rng), None),
-            _ => (RgbImage::from_pixel(side, side, image::Rgb([255, 255, 255])), Some("white")),
+            _ => (
+                RgbImage::from_pixel(side, side, image::Rgb([255, 255, 255])),
+                Some("white"),
+            ),
         }
     }
 }
@@ -221,7 +227,10 @@ fn caption(info: &PictureInfo, background: Option<&str>, rng: &mut ChaCha8Rng) -
     if rng.random_bool(0.1) {
         return String::new();
     }
-    let forms = STYLES.iter().find(|(style, _)| *style == info.style).map_or(&["{}"][..], |(_, forms)| forms);
+    let forms = STYLES
+        .iter()
+        .find(|(style, _)| *style == info.style)
+        .map_or(&["{}"][..], |(_, forms)| forms);
     let form = forms[rng.random_range(0..forms.len())];
     // `dog face` is what a person means by `dog`.
     let label = match info.label.strip_suffix(" face") {

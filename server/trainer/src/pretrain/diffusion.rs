@@ -13,11 +13,11 @@ use super::optimizer::{FlatAdam, cosine};
 use super::starter::{self, SIDE_PX};
 use super::{Diary, Part, PretrainError, autoencoder};
 use crate::models::config::SchedulerConfig;
-use crate::models::{ModelConfig, random_weights};
 use crate::models::params::Params;
 use crate::models::text_encoder::ClipTextModel;
 use crate::models::unet::UNet2DConditionModel;
 use crate::models::vae::AutoencoderKl;
+use crate::models::{ModelConfig, random_weights};
 use crate::noise::{Noise, Purpose};
 use crate::ops;
 use crate::schedulers::NoiseSchedule;
@@ -37,7 +37,10 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
     let device = &part.device;
     let data = Arc::new(StarterData::open(&part.data, SIDE_PX, part.seed)?);
     let vae_weights = autoencoder::load(&part.work)?;
-    let vae = AutoencoderKl::new(&starter::vae_config(), &Params::frozen(&vae_weights, DType::F32, device)?)?;
+    let vae = AutoencoderKl::new(
+        &starter::vae_config(),
+        &Params::frozen(&vae_weights, DType::F32, device)?,
+    )?;
     let scale = scaling_factor(&vae, &data, part)?;
     let (unet_config, text_config) = (starter::unet_config(), starter::text_encoder_config());
     let unet_weights = random_weights(ModelConfig::UNet(&unet_config), starter::WEIGHTS_SEED)?;
@@ -47,8 +50,18 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
     let unet = UNet2DConditionModel::new(&unet_config, &unet_params)?;
     let text = ClipTextModel::new(&text_config, &text_params)?;
     let mut vars = BTreeMap::new();
-    vars.extend(unet_params.vars().into_iter().map(|(name, var)| (format!("unet.{name}"), var)));
-    vars.extend(text_params.vars().into_iter().map(|(name, var)| (format!("text_encoder.{name}"), var)));
+    vars.extend(
+        unet_params
+            .vars()
+            .into_iter()
+            .map(|(name, var)| (format!("unet.{name}"), var)),
+    );
+    vars.extend(
+        text_params
+            .vars()
+            .into_iter()
+            .map(|(name, var)| (format!("text_encoder.{name}"), var)),
+    );
     let mut adam = FlatAdam::new(vars, AVERAGE_DECAY)?;
     let state = part.work.join("diffusion.state");
     adam.resume(&state)?;
@@ -74,7 +87,10 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
         let norm = adam.update(&grads, cosine(part.learning_rate, at, part.updates), 1.0)?;
         let value = loss.to_scalar::<f32>()?;
         if !value.is_finite() || !norm.is_finite() {
-            return Err(PretrainError::NotFinite { loss: value, update: at });
+            return Err(PretrainError::NotFinite {
+                loss: value,
+                update: at,
+            });
         }
         diary.note(adam.updates, value, norm);
         if adam.updates % SAVE_EVERY == 0 {
@@ -85,7 +101,13 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
         }
     }
     adam.save(&state)?;
-    starter::write(&part.work.join("starter"), &vae_weights, &adam.averaged()?, scale, &text_weights)?;
+    starter::write(
+        &part.work.join("starter"),
+        &vae_weights,
+        &adam.averaged()?,
+        scale,
+        &text_weights,
+    )?;
     Ok(adam.updates >= part.updates)
 }
 

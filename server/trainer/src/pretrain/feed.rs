@@ -23,11 +23,12 @@ pub fn feed(
             }
         }
     };
-    std::thread::Builder::new().name("starter-data".into()).spawn(compose).map_err(|source| {
-        PretrainError::Read {
+    std::thread::Builder::new()
+        .name("starter-data".into())
+        .spawn(compose)
+        .map_err(|source| PretrainError::Read {
             path: "a thread for the data set".into(),
             source,
-        }
-    })?;
+        })?;
     Ok(receiver)
 }

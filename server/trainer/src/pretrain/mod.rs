@@ -87,7 +87,10 @@ impl Diary {
         let count = self.losses.len() as f32;
         let mean = self.losses.iter().sum::<f32>() / count;
         let ms = self.since.elapsed().as_secs_f32() * 1e3 / count;
-        tracing::info!("{} update {update}: loss {mean:.4}, gradient norm {norm:.3}, {ms:.0} ms an update", self.name);
+        tracing::info!(
+            "{} update {update}: loss {mean:.4}, gradient norm {norm:.3}, {ms:.0} ms an update",
+            self.name
+        );
         self.losses.clear();
         self.since = Instant::now();
     }

@@ -25,7 +25,10 @@ pub struct FlatAdam {
 
 impl FlatAdam {
     pub fn new(vars: BTreeMap<String, Var>, average_decay: f64) -> Result<Self> {
-        let flat = vars.values().map(|var| var.as_tensor().flatten_all()).collect::<Result<Vec<_>>>()?;
+        let flat = vars
+            .values()
+            .map(|var| var.as_tensor().flatten_all())
+            .collect::<Result<Vec<_>>>()?;
         let weights = Tensor::cat(&flat, 0)?.detach();
         let zeros = weights.zeros_like()?;
         Ok(Self {
@@ -43,7 +46,9 @@ impl FlatAdam {
     pub fn update(&mut self, grads: &GradStore, learning_rate: f64, max_norm: f64) -> Result<f32> {
         let mut flat = Vec::with_capacity(self.vars.len());
         for (name, var) in &self.vars {
-            let grad = grads.get(var).ok_or_else(|| candle_core::Error::Msg(format!("no gradient for {name}")))?;
+            let grad = grads
+                .get(var)
+                .ok_or_else(|| candle_core::Error::Msg(format!("no gradient for {name}")))?;
             flat.push(grad.flatten_all()?);
         }
         let grad = Tensor::cat(&flat, 0)?.detach();
@@ -56,7 +61,11 @@ impl FlatAdam {
         let t = self.updates as f64;
         self.first = (self.first.affine(BETA1, 0.0)? + grad.affine(1.0 - BETA1, 0.0)?)?;
         self.second = (self.second.affine(BETA2, 0.0)? + grad.sqr()?.affine(1.0 - BETA2, 0.0)?)?;
-        let root = self.second.affine(1.0 / (1.0 - BETA2.powf(t)), 0.0)?.sqrt()?.affine(1.0, EPSILON)?;
+        let root = self
+            .second
+            .affine(1.0 / (1.0 - BETA2.powf(t)), 0.0)?
+            .sqrt()?
+            .affine(1.0, EPSILON)?;
         let rate = learning_rate / (1.0 - BETA1.powf(t));
         self.weights = (&self.weights - self.first.div(&root)?.affine(rate, 0.0)?)?;
         // A young average follows faster, or it would remember the first random weights for long.
@@ -124,7 +133,12 @@ impl FlatAdam {
         self.first = take("first")?;
         self.second = take("second")?;
         self.average = take("average")?;
-        self.updates = take("updates")?.to_vec1::<i64>()?.first().copied().unwrap_or(0).unsigned_abs();
+        self.updates = take("updates")?
+            .to_vec1::<i64>()?
+            .first()
+            .copied()
+            .unwrap_or(0)
+            .unsigned_abs();
         self.put(&self.weights)
     }
 }

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::PretrainError;
 use crate::models::config::{HeadCount, SchedulerConfig, TextEncoderConfig, UNetConfig, VaeConfig};
-use crate::models::{ModelConfig, random_weights};
 use crate::models::params::{ParamError, Weights};
+use crate::models::{ModelConfig, random_weights};
 
 /// Side of its pictures.
 pub const SIDE_PX: u32 = 128;
@@ -26,7 +26,9 @@ const STORED_VALUES: &str = "text_model.embeddings.token_embedding.values";
 
 pub fn unet_config() -> UNetConfig {
     let cross = |name: &str, plain: &str, plain_at: usize| -> Vec<String> {
-        (0..4).map(|i| if i == plain_at { plain.into() } else { name.into() }).collect()
+        (0..4)
+            .map(|i| if i == plain_at { plain.into() } else { name.into() })
+            .collect()
     };
     UNetConfig {
         sample_size: SIDE_PX as usize / 8,
@@ -83,7 +85,9 @@ pub(super) fn write(
     first_text: &Weights,
 ) -> Result<(), PretrainError> {
     let part = |prefix: &str| -> Weights {
-        let named = trained.iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone())));
+        let named = trained
+            .iter()
+            .filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone())));
         named.collect()
     };
     let vae_config = VaeConfig {
@@ -93,12 +97,34 @@ pub(super) fn write(
     let mut text = part("text_encoder.");
     pack_token_rows(&mut text, first_text)?;
     let weights_name = "diffusion_pytorch_model.safetensors";
-    save(&folder.join("unet"), weights_name, &part("unet."), &json!(unet_config()), "UNet2DConditionModel")?;
-    save(&folder.join("vae"), weights_name, vae, &json!(vae_config), "AutoencoderKL")?;
+    save(
+        &folder.join("unet"),
+        weights_name,
+        &part("unet."),
+        &json!(unet_config()),
+        "UNet2DConditionModel",
+    )?;
+    save(
+        &folder.join("vae"),
+        weights_name,
+        vae,
+        &json!(vae_config),
+        "AutoencoderKL",
+    )?;
     let text_config = json!(text_encoder_config());
-    save(&folder.join("text_encoder"), "model.safetensors", &text, &text_config, "CLIPTextModel")?;
+    save(
+        &folder.join("text_encoder"),
+        "model.safetensors",
+        &text,
+        &text_config,
+        "CLIPTextModel",
+    )?;
     let scheduler = json!(SchedulerConfig::default());
-    write_config(&folder.join("scheduler/scheduler_config.json"), &scheduler, "DDIMScheduler")?;
+    write_config(
+        &folder.join("scheduler/scheduler_config.json"),
+        &scheduler,
+        "DDIMScheduler",
+    )?;
     let index = json!({
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -112,7 +138,11 @@ pub(super) fn write(
 fn save(folder: &Path, name: &str, weights: &Weights, config: &Value, class: &str) -> Result<(), PretrainError> {
     write_config(&folder.join("config.json"), config, class)?;
     let half = weights.iter().map(|(name, tensor)| {
-        let tensor = if tensor.dtype() == DType::F32 { tensor.to_dtype(DType::F16)? } else { tensor.clone() };
+        let tensor = if tensor.dtype() == DType::F32 {
+            tensor.to_dtype(DType::F16)?
+        } else {
+            tensor.clone()
+        };
         Ok((name.clone(), tensor))
     });
     let half: HashMap<String, Tensor> = half.collect::<candle_core::Result<_>>()?;
@@ -134,7 +164,9 @@ fn write_config(path: &Path, config: &Value, class: &str) -> Result<(), Pretrain
 
 /// Replaces the embedding by the rows that differ from their first values.
 fn pack_token_rows(text: &mut Weights, first: &Weights) -> candle_core::Result<()> {
-    let (Some(now), Some(then)) = (text.remove(EMBEDDING), first.get(EMBEDDING)) else { return Ok(()) };
+    let (Some(now), Some(then)) = (text.remove(EMBEDDING), first.get(EMBEDDING)) else {
+        return Ok(());
+    };
     let (now_rows, then_rows) = (now.to_vec2::<f32>()?, then.to_vec2::<f32>()?);
     let moved = |(row, then): (&Vec<f32>, &Vec<f32>)| row.iter().zip(then).any(|(a, b)| (a - b).abs() > 1e-6);
     let rows: Vec<u32> = (0u32..)
@@ -153,19 +185,27 @@ fn pack_token_rows(text: &mut Weights, first: &Weights) -> candle_core::Result<(
 /// # Errors
 /// When the stored rows do not fit the embedding.
 pub fn unpack_token_rows(text: &mut Weights, config: &TextEncoderConfig) -> Result<(), ParamError> {
-    let (Some(rows), Some(values)) = (text.remove(STORED_ROWS), text.remove(STORED_VALUES)) else { return Ok(()) };
+    let (Some(rows), Some(values)) = (text.remove(STORED_ROWS), text.remove(STORED_VALUES)) else {
+        return Ok(());
+    };
     let first = random_weights(ModelConfig::TextEncoder(config), WEIGHTS_SEED)?;
     let failed = |source| ParamError::Tensor {
         path: EMBEDDING.into(),
         source,
     };
     let whole = || -> candle_core::Result<Tensor> {
-        let mut whole = first[EMBEDDING].to_dtype(DType::F16)?.flatten_all()?.to_vec1::<half::f16>()?;
+        let mut whole = first[EMBEDDING]
+            .to_dtype(DType::F16)?
+            .flatten_all()?
+            .to_vec1::<half::f16>()?;
         let width = config.hidden_size;
         for (row, values) in rows.to_vec1::<u32>()?.into_iter().zip(values.to_vec2::<half::f16>()?) {
             let at = row as usize * width;
             let outside = || candle_core::Error::Msg(format!("stored row {row} lies outside the embedding"));
-            whole.get_mut(at..at + width).ok_or_else(outside)?.copy_from_slice(&values);
+            whole
+                .get_mut(at..at + width)
+                .ok_or_else(outside)?
+                .copy_from_slice(&values);
         }
         Tensor::from_vec(whole, (config.vocab_size, width), &Device::Cpu)
     };
@@ -194,9 +234,15 @@ mod tests {
         let mut packed = Weights::from([(EMBEDDING.into(), trained.clone())]);
         pack_token_rows(&mut packed, &first).unwrap();
         assert_eq!(packed[STORED_ROWS].to_vec1::<u32>().unwrap(), [7]);
-        packed.insert(STORED_VALUES.into(), packed[STORED_VALUES].to_dtype(DType::F16).unwrap());
+        packed.insert(
+            STORED_VALUES.into(),
+            packed[STORED_VALUES].to_dtype(DType::F16).unwrap(),
+        );
         unpack_token_rows(&mut packed, &config).unwrap();
         let half = trained.to_dtype(DType::F16).unwrap();
-        assert_eq!(packed[EMBEDDING].to_vec2::<half::f16>().unwrap(), half.to_vec2::<half::f16>().unwrap());
+        assert_eq!(
+            packed[EMBEDDING].to_vec2::<half::f16>().unwrap(),
+            half.to_vec2::<half::f16>().unwrap()
+        );
     }
 }

@@ -5,8 +5,15 @@
 
 mod combine;
 mod ddim;
+mod ddpm;
+mod dpm_solver;
+mod euler;
+mod lms;
 mod noise_schedule;
+mod pndm;
+mod sigmas;
 mod spacing;
+mod unipc;
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,8 +21,14 @@ use std::str::FromStr;
 use candle_core::Tensor;
 
 pub use ddim::Ddim;
+pub use ddpm::Ddpm;
+pub use dpm_solver::DpmSolver;
+pub use euler::Euler;
+pub use lms::Lms;
 pub use noise_schedule::NoiseSchedule;
+pub use pndm::Pndm;
 pub use spacing::Spacing;
+pub use unipc::UniPc;
 
 use crate::models::config::SchedulerConfig;
 
@@ -85,20 +98,43 @@ pub trait Sampler: Send {
 pub enum SamplerKind {
     #[default]
     Ddim,
+    Pndm,
+    Lms,
+    Euler,
+    EulerAncestral,
+    DpmSolver,
+    UniPc,
+    Ddpm,
 }
 
 impl SamplerKind {
-    pub const ALL: [Self; 1] = [Self::Ddim];
+    pub const ALL: [Self; 8] = [
+        Self::Ddim,
+        Self::Pndm,
+        Self::Lms,
+        Self::Euler,
+        Self::EulerAncestral,
+        Self::DpmSolver,
+        Self::UniPc,
+        Self::Ddpm,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Ddim => "ddim",
+            Self::Pndm => "pndm",
+            Self::Lms => "lms",
+            Self::Euler => "euler",
+            Self::EulerAncestral => "euler_a",
+            Self::DpmSolver => "dpmpp_2m",
+            Self::UniPc => "unipc",
+            Self::Ddpm => "ddpm",
         }
     }
 
     /// Whether `--karras` goes with it.
     pub fn has_karras(self) -> bool {
-        false
+        matches!(self, Self::Lms | Self::Euler | Self::DpmSolver | Self::UniPc)
     }
 
     fn names() -> Vec<&'static str> {
@@ -143,5 +179,24 @@ pub fn build(
     }
     Ok(match kind {
         SamplerKind::Ddim => Box::new(Ddim::new(config, steps)?),
+        SamplerKind::Pndm => Box::new(Pndm::new(config, steps)?),
+        SamplerKind::Lms => Box::new(Lms::new(config, karras, steps)?),
+        SamplerKind::Euler => Box::new(Euler::new(config, karras, steps)?),
+        SamplerKind::EulerAncestral => Box::new(Euler::ancestral(config, steps)?),
+        SamplerKind::DpmSolver => Box::new(DpmSolver::new(config, karras, steps)?),
+        SamplerKind::UniPc => Box::new(UniPc::new(config, karras, steps)?),
+        SamplerKind::Ddpm => Box::new(Ddpm::new(config, steps)?),
     })
+}
+
+/// For samplers that remember earlier steps: `i` is the next, or 0 for a new walk.
+fn in_order(next: &mut usize, i: usize, calls: usize) -> Result<(), SchedulerError> {
+    if i >= calls || (i != *next && i != 0) {
+        return Err(SchedulerError::Order {
+            step: i,
+            expected: *next,
+        });
+    }
+    *next = i + 1;
+    Ok(())
 }

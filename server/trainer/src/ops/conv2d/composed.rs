@@ -1,53 +1,21 @@
-//! 2D convolution with a square kernel, and room for padding that differs before and after the picture.
-//!
-//! `y[n, o, i, j] = b[o] + sum_{c, a, b} w[o, c, a, b] x[n, c, s i + a - before, s j + b - before]`
+//! For devices and types without own kernels.
 
 use candle_core::{Result, Tensor};
 
-use super::node::{Output, attach, needs};
+use super::{
+    super::node::{Output, attach, needs},
+    Conv2dShape,
+};
 
-/// Shape of a convolution, the same in height and width.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conv2dShape {
-    pub kernel: usize,
-    pub stride: usize,
-    /// Zeros above and left of the picture.
-    pub before: usize,
-    /// Zeros below and right of it.
-    pub after: usize,
-}
-
-impl Conv2dShape {
-    /// Keeps the picture's size.
-    pub fn same(kernel: usize) -> Self {
-        Self {
-            kernel,
-            stride: 1,
-            before: kernel / 2,
-            after: kernel / 2,
-        }
-    }
-
-    fn output(self, input: usize) -> usize {
-        (input + self.before + self.after - self.kernel) / self.stride + 1
-    }
-}
-
-/// `x` `[rows, inputs, h, w]`, `weight` `[outputs, inputs, kernel, kernel]` to `[rows, outputs, h', w']`.
-pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, shape: Conv2dShape) -> Result<Tensor> {
-    composed(x, weight, bias, shape)
-}
-
-/// For devices without own kernels: candle's forward, and gradients made of forwards and matmuls.
-fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, shape: Conv2dShape) -> Result<Tensor> {
+pub(super) fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, shape: Conv2dShape) -> Result<Tensor> {
     let y = pad(&x.detach(), shape)?.conv2d(&weight.detach(), 0, shape.stride, 1, 1)?;
     let (input, kernel) = (x.detach(), weight.detach());
-    let [x_needs, weight_needs] = needs([x, weight]);
+    let [of_x, of_weight] = needs([x, weight]);
     let y = attach("conv2d", Output::Tensor(y), &[x, weight], move |grad| {
-        let of_x = x_needs
+        let of_x = of_x
             .then(|| data_gradient(grad, &kernel, input.dims4()?, shape))
             .transpose()?;
-        let of_weight = weight_needs
+        let of_weight = of_weight
             .then(|| weight_gradient(grad, &input, kernel.dims4()?, shape))
             .transpose()?;
         Ok(vec![of_x, of_weight])
@@ -87,13 +55,13 @@ fn data_gradient(
     let spread = spread(grad, stride)?;
     let (_, _, spread_h, spread_w) = spread.dims4()?;
     // Padded so that the result covers the padded input, of which the middle is cut out.
-    let (missing_h, missing_w) = (
+    let (padded_h, padded_w) = (
         height + before + after + kernel - 1,
         width + before + after + kernel - 1,
     );
     let padded = spread
-        .pad_with_zeros(2, kernel - 1, missing_h - spread_h - (kernel - 1))?
-        .pad_with_zeros(3, kernel - 1, missing_w - spread_w - (kernel - 1))?
+        .pad_with_zeros(2, kernel - 1, padded_h - spread_h - (kernel - 1))?
+        .pad_with_zeros(3, kernel - 1, padded_w - spread_w - (kernel - 1))?
         .contiguous()?;
     padded
         .conv2d(&flipped, 0, 1, 1, 1)?

@@ -1,0 +1,105 @@
+//! `sample`: draws images with a model.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use candle_core::Device;
+use trainer::dreambooth::learner::Learner;
+use trainer::dreambooth::{STOPPED_STATUS, Stop};
+use trainer::pipeline::{self, LATENT_PX, SampleRequest};
+use trainer::schedulers::SamplerKind;
+use trainer::{device, formats};
+
+use super::WrongUse;
+
+/// Images drawn in one batch.
+const BATCH: usize = 4;
+
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case")]
+pub struct SampleArgs {
+    /// `starter`, a diffusers folder, or a .safetensors or .ckpt file
+    #[arg(long)]
+    model: String,
+    #[arg(long)]
+    prompt: String,
+    #[arg(long, default_value = "")]
+    negative_prompt: String,
+    /// ddim, pndm, lms, euler, euler_a, dpmpp_2m, unipc or ddpm
+    #[arg(long, default_value = "ddim")]
+    scheduler: String,
+    /// Noise levels by Karras et al., where the sampler has them
+    #[arg(long)]
+    karras: bool,
+    /// Sampling steps
+    #[arg(long, default_value_t = 24)]
+    steps: usize,
+    #[arg(long, default_value_t = 7.5)]
+    guidance_scale: f64,
+    /// Of the first image; each further one has the next seed
+    #[arg(long, default_value_t = 1337)]
+    seed: u64,
+    #[arg(long, default_value_t = 4)]
+    num_samples: usize,
+    /// In pixels; by default the model's own
+    #[arg(long)]
+    width: Option<usize>,
+    /// In pixels; by default the model's own
+    #[arg(long)]
+    height: Option<usize>,
+    /// 2 leaves the text encoder's last layer out
+    #[arg(long, default_value_t = 1)]
+    clip_skip: usize,
+    /// Folder for the images, 0.png and on
+    #[arg(long, default_value = "samples")]
+    out: PathBuf,
+    /// cpu or cuda; by default what this build is for
+    #[arg(long)]
+    device: Option<String>,
+}
+
+pub fn run(args: &SampleArgs) -> anyhow::Result<ExitCode> {
+    let sampler: SamplerKind = args
+        .scheduler
+        .parse()
+        .map_err(|e| WrongUse(format!("--scheduler: {e}")))?;
+    let device: Device = device::open(args.device.as_deref()).map_err(|e| WrongUse(format!("--device: {e}")))?;
+    let weights = formats::load(&args.model)?;
+    let own_side = weights.unet_config.sample_size * LATENT_PX;
+    let learner = Learner::for_drawing(weights, &device)?;
+    let request = SampleRequest {
+        prompt: args.prompt.clone(),
+        negative_prompt: args.negative_prompt.clone(),
+        guidance_scale: args.guidance_scale,
+        num_inference_steps: args.steps,
+        sampler,
+        karras: args.karras,
+        width_px: args.width.unwrap_or(own_side),
+        height_px: args.height.unwrap_or(own_side),
+        clip_skip: args.clip_skip,
+    };
+    let stop = Stop::signals()?;
+    let indices: Vec<usize> = (0..args.num_samples).collect();
+    for group in indices.chunks(BATCH) {
+        let seeds: Vec<u64> = group.iter().map(|i| args.seed.wrapping_add(*i as u64)).collect();
+        let mut progress = |done: usize, of: usize| {
+            tracing::debug!("sampling step {done} of {of}");
+            if stop.asked() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let Some(pictures) = learner.pipeline().draw(&request, &seeds, &mut progress)? else {
+            return Ok(ExitCode::from(STOPPED_STATUS as u8));
+        };
+        for (index, picture) in group.iter().zip(pictures) {
+            anyhow::ensure!(picture.finite, "image {index} is black: the model gave no numbers");
+            let path = args.out.join(format!("{index}.png"));
+            pipeline::save_png(&picture.rgb, &path)?;
+            tracing::info!("{}", path.display());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,85 @@
+//! What a base model is to a person, and what settings suit it for a first run.
+
+use app::api::ModelInfo;
+use app::recipe::{PriorPreservation, RecipeDraft, STARTER, SamplePlan};
+
+use crate::formats::ModelWeights;
+use crate::pipeline::LATENT_PX;
+
+/// Widths that WebUIs build when they see Stable Diffusion 1.x or 2.x keys.
+const STANDARD_UNET: [usize; 4] = [320, 640, 1280, 1280];
+const STANDARD_VAE: [usize; 4] = [128, 256, 512, 512];
+
+/// Describes a loaded model.
+pub fn describe(reference: &str, weights: &ModelWeights) -> ModelInfo {
+    let count = |map: &std::collections::BTreeMap<String, candle_core::Tensor>| -> u64 {
+        map.values().map(|t| t.elem_count() as u64).sum()
+    };
+    ModelInfo {
+        pretrained_model_name_or_path: reference.into(),
+        title: title(reference),
+        resolution: (weights.unet_config.sample_size * LATENT_PX) as u32,
+        parameters: count(&weights.unet) + count(&weights.text_encoder),
+        loads_in_webuis: is_standard(weights),
+        defaults: recipe(reference),
+    }
+}
+
+fn title(reference: &str) -> String {
+    if reference == STARTER {
+        return "Starter".into();
+    }
+    let name = std::path::Path::new(reference).file_stem();
+    name.map_or_else(|| reference.into(), |name| name.to_string_lossy().into_owned())
+}
+
+fn is_standard(weights: &ModelWeights) -> bool {
+    let unet = &weights.unet_config;
+    let text = &weights.text_encoder_config;
+    unet.block_out_channels == STANDARD_UNET
+        && unet.layers_per_block == 2
+        && unet.in_channels == 4
+        && unet.cross_attention_dim == text.hidden_size
+        && [768, 1024].contains(&text.hidden_size)
+        && weights.vae_config.block_out_channels == STANDARD_VAE
+}
+
+/// Settings that need no thought for a first run with this model.
+pub fn recipe(reference: &str) -> RecipeDraft {
+    let draft = RecipeDraft {
+        pretrained_model_name_or_path: reference.into(),
+        ..RecipeDraft::default()
+    };
+    if reference == STARTER {
+        starter(draft)
+    } else {
+        RecipeDraft {
+            samples: SamplePlan {
+                sample_interval: 200,
+                ..SamplePlan::default()
+            },
+            ..draft
+        }
+    }
+}
+
+/// The starter is a thousand times smaller than Stable Diffusion: it learns at a higher rate, in fewer steps, and a
+/// whole run ends within two minutes on two cores.
+fn starter(draft: RecipeDraft) -> RecipeDraft {
+    RecipeDraft {
+        max_train_steps: 240,
+        learning_rate: 1e-4,
+        prior: Some(PriorPreservation {
+            num_class_images: 12,
+            prior_loss_weight: 1.0,
+        }),
+        samples: SamplePlan {
+            n_save_sample: 4,
+            sample_interval: 120,
+            save_infer_steps: 16,
+            ..SamplePlan::default()
+        },
+        checkpointing_steps: 60,
+        ..draft
+    }
+}

@@ -1,0 +1,236 @@
+//! A diffusers folder: a sub-folder for each network with its configuration and weights.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::architecture::{self, Parameter};
+use super::configs::{ConfigFiles, DIFFUSERS_VERSION};
+use super::error::ModelError;
+use super::single_file::{Outgoing, Width, read_back};
+use super::tensor_file::TensorFile;
+use super::weights::{ModelWeights, Tensors, read_tensors};
+use super::{atomic, safetensors_out};
+use crate::tokenizer::TokenizerFiles;
+
+/// Names of a network's weights, the first that exists counts.
+const WEIGHTS: [&str; 4] = [
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.bin",
+];
+const TEXT_WEIGHTS: [&str; 4] = [
+    "model.safetensors",
+    "model.fp16.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.fp16.bin",
+];
+
+/// Reads a folder.
+pub(super) fn load(folder: &Path) -> Result<ModelWeights, ModelError> {
+    let config_files = ConfigFiles {
+        unet: read_json(&folder.join("unet/config.json"))?,
+        vae: read_json(&folder.join("vae/config.json"))?,
+        text_encoder: read_json(&folder.join("text_encoder/config.json"))?,
+        scheduler: read_json(&folder.join("scheduler/scheduler_config.json"))?,
+    };
+    let files = [
+        open_first(&folder.join("unet"), "U-Net's weights", &WEIGHTS)?,
+        open_first(&folder.join("vae"), "VAE's weights", &WEIGHTS)?,
+        open_first(&folder.join("text_encoder"), "text encoder's weights", &TEXT_WEIGHTS)?,
+    ];
+    let weights = assemble(
+        folder,
+        config_files,
+        tokenizer_files(&folder.join("tokenizer"))?,
+        &files,
+    )?;
+    weights.tokenizer(&folder.join("tokenizer"))?;
+    Ok(weights)
+}
+
+/// Reads the networks, in the order U-Net, VAE, text encoder.
+pub(super) fn assemble(
+    folder: &Path,
+    config_files: ConfigFiles,
+    tokenizer_files: TokenizerFiles,
+    [unet, vae, text_encoder]: &[TensorFile; 3],
+) -> Result<ModelWeights, ModelError> {
+    let configs = config_files.parse(folder)?;
+    let mut ignored = 0;
+    let mut read = |file: &TensorFile, parameters: Vec<Parameter>, present: fn(&str) -> String| {
+        let stored = file.entries().keys();
+        let stored = stored.filter(|name| !name.ends_with("embeddings.position_ids"));
+        let mut names: BTreeMap<String, String> = stored.map(|name| (present(name), name.clone())).collect();
+        let tensors = read_tensors(file, &mut names, &parameters, |parameter| parameter.path.clone())?;
+        if let Some((_, first)) = names.first_key_value() {
+            return Err(ModelError::Unknown {
+                path: file.path().into(),
+                tensor: first.clone(),
+                others: names.len() - 1,
+            });
+        }
+        ignored += file.others;
+        Ok(tensors)
+    };
+    let networks = [
+        read(unet, architecture::unet(&configs.unet), str::to_owned)?,
+        read(vae, architecture::vae(&configs.vae), architecture::present_vae_path)?,
+        read(
+            text_encoder,
+            architecture::text_encoder(&configs.text_encoder),
+            with_text_model,
+        )?,
+    ];
+    let mut weights = ModelWeights::new(folder, config_files, tokenizer_files, networks)?;
+    weights.ignored = ignored;
+    Ok(weights)
+}
+
+/// transformers' newer and oldest releases write the text model's paths without their first level.
+fn with_text_model(path: &str) -> String {
+    let bare = ["embeddings.", "encoder.", "final_layer_norm."];
+    if bare.iter().any(|start| path.starts_with(start)) {
+        format!("text_model.{path}")
+    } else {
+        path.into()
+    }
+}
+
+fn open_first(folder: &Path, which: &'static str, names: &[&str]) -> Result<TensorFile, ModelError> {
+    let found = names.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    let path = found.ok_or_else(|| ModelError::Lacks {
+        path: folder.into(),
+        which,
+        names: names.join(", "),
+    })?;
+    TensorFile::open(&path)
+}
+
+fn read_text(path: &Path) -> Result<String, ModelError> {
+    std::fs::read_to_string(path).map_err(|source| ModelError::Read {
+        path: path.into(),
+        source,
+    })
+}
+
+fn read_json(path: &Path) -> Result<Value, ModelError> {
+    serde_json::from_str(&read_text(path)?).map_err(|source| ModelError::Json {
+        path: path.into(),
+        source,
+    })
+}
+
+/// The folder's tokenizer, or CLIP's where there is none.
+fn tokenizer_files(folder: &Path) -> Result<TokenizerFiles, ModelError> {
+    let mut files = TokenizerFiles::clip();
+    let if_there = |name: &str| -> Result<Option<Value>, ModelError> {
+        let path = folder.join(name);
+        path.is_file().then(|| read_json(&path)).transpose()
+    };
+    if folder.join("vocab.json").is_file() {
+        files.vocab_json = read_text(&folder.join("vocab.json"))?.into();
+        files.merges_txt = read_text(&folder.join("merges.txt"))?.into();
+    }
+    if let Some(config) = if_there("tokenizer_config.json")? {
+        files.config = config;
+    }
+    files.special_tokens_map = if_there("special_tokens_map.json")?;
+    Ok(files)
+}
+
+/// Writes a folder that diffusers, and `load`, read. `model_index.json` comes last: a folder with it is whole.
+///
+/// # Errors
+/// When a file can't be written, or doesn't read back.
+pub fn save_diffusers(folder: &Path, weights: &ModelWeights, width: Width) -> Result<(), ModelError> {
+    weights.check(folder)?;
+    let config = &weights.config_files;
+    let networks = [
+        ("unet", WEIGHTS[0], &weights.unet, &config.unet),
+        ("vae", WEIGHTS[0], &weights.vae, &config.vae),
+        (
+            "text_encoder",
+            TEXT_WEIGHTS[0],
+            &weights.text_encoder,
+            &config.text_encoder,
+        ),
+    ];
+    for (network, file, tensors, config) in networks {
+        let folder = folder.join(network);
+        write_json(&folder.join("config.json"), config)?;
+        write_tensors(&folder.join(file), tensors, width)?;
+    }
+    write_json(&folder.join("scheduler/scheduler_config.json"), &config.scheduler)?;
+    let tokenizer = folder.join("tokenizer");
+    let files = &weights.tokenizer_files;
+    write_bytes(&tokenizer.join("vocab.json"), files.vocab_json.as_bytes())?;
+    write_bytes(&tokenizer.join("merges.txt"), files.merges_txt.as_bytes())?;
+    write_json(&tokenizer.join("tokenizer_config.json"), &files.config)?;
+    let special_tokens = files.special_tokens_map.clone().unwrap_or_else(|| {
+        json!({
+            "bos_token": "<|startoftext|>",
+            "eos_token": "<|endoftext|>",
+            "pad_token": files.pad_token(),
+            "unk_token": "<|endoftext|>",
+        })
+    });
+    write_json(&tokenizer.join("special_tokens_map.json"), &special_tokens)?;
+    let scheduler = config.scheduler["_class_name"].as_str().unwrap_or("PNDMScheduler");
+    let index = json!({
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "feature_extractor": [null, null],
+        "requires_safety_checker": false,
+        "safety_checker": [null, null],
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    });
+    write_json(&folder.join("model_index.json"), &index)
+}
+
+fn write_tensors(path: &Path, tensors: &Tensors, width: Width) -> Result<(), ModelError> {
+    let outgoing: Vec<Outgoing> = tensors
+        .iter()
+        .map(|(name, tensor)| Outgoing {
+            name: name.clone(),
+            dtype: match width {
+                Width::Half => candle_core::DType::F16,
+                Width::Full => tensor.dtype(),
+            },
+            shape: tensor.dims().to_vec(),
+            tensor: tensor.clone(),
+        })
+        .collect();
+    // transformers refuses a file that doesn't say so.
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    atomic::write(
+        path,
+        |out| safetensors_out::write(path, out, &outgoing, &metadata),
+        |scratch| read_back(path, scratch, &outgoing),
+    )
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|source| ModelError::Json {
+        path: path.into(),
+        source,
+    })?;
+    text.push(b'\n');
+    write_bytes(path, &text)
+}
+
+fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+    let write = |out: &mut atomic::Out| {
+        std::io::Write::write_all(out, bytes).map_err(|source| ModelError::Write {
+            path: path.into(),
+            source,
+        })
+    };
+    atomic::write(path, write, |_| Ok(()))
+}

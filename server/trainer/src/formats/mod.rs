@@ -1,0 +1,46 @@
+//! Models on disk: diffusers folders and original single files, read and written.
+//!
+//! Reading never executes anything and checks every tensor's name and shape against the configuration; writing gives
+//! the same bytes for the same model, and a file has its name only once it is whole and reads back.
+
+pub mod architecture;
+mod atomic;
+mod configs;
+mod diffusers;
+mod error;
+mod open_clip;
+mod pickle;
+mod safetensors_out;
+mod single_file;
+mod starter;
+mod tensor_file;
+mod torch_file;
+mod torch_out;
+mod weights;
+
+use std::path::Path;
+
+pub use configs::{ConfigFiles, Configs};
+pub use diffusers::save_diffusers;
+pub use error::ModelError;
+pub use single_file::{Container, Width, save_single_file};
+pub use tensor_file::{Entry, TensorFile};
+pub use weights::{ModelWeights, Tensors};
+
+/// A model by its reference: `starter`, a diffusers folder, or a `.safetensors` or `.ckpt` single file.
+///
+/// # Errors
+/// A reference that leads to no model, or to one that is broken, incomplete or of a kind that we don't train. The
+/// message names the file and the tensor.
+pub fn load(reference: &str) -> Result<ModelWeights, ModelError> {
+    let path = Path::new(reference);
+    if reference == app::recipe::STARTER {
+        starter::load()
+    } else if path.is_dir() {
+        diffusers::load(path)
+    } else if path.is_file() {
+        single_file::load(path)
+    } else {
+        Err(ModelError::NotFound(path.into()))
+    }
+}

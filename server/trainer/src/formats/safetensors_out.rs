@@ -1,0 +1,56 @@
+//! Writing safetensors one tensor at a time. The library's own writer can't fail while it asks for a tensor's bytes,
+//! which copying from a GPU can.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+use super::atomic::Out;
+use super::error::ModelError;
+use super::single_file::{Outgoing, bytes_of};
+
+/// At most one metadata entry: the library keeps several in no certain order.
+pub(super) fn write(
+    path: &Path,
+    out: &mut Out,
+    outgoing: &[Outgoing],
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), ModelError> {
+    let unsound = |source| ModelError::Safetensors {
+        path: path.into(),
+        source,
+    };
+    let failed = |source| ModelError::Write {
+        path: path.into(),
+        source,
+    };
+    let mut sorted: Vec<(Dtype, &Outgoing)> = outgoing.iter().map(|t| (t.dtype.into(), t)).collect();
+    // The widest type first keeps everything aligned; the library sorts so as well.
+    sorted.sort_by(|(a, left), (b, right)| b.cmp(a).then(left.name.cmp(&right.name)));
+    let mut infos = Vec::with_capacity(sorted.len());
+    let mut offset = 0;
+    for (dtype, tensor) in &sorted {
+        let end = offset + tensor.shape.iter().product::<usize>() * tensor.dtype.size_in_bytes();
+        infos.push((
+            tensor.name.clone(),
+            TensorInfo {
+                dtype: *dtype,
+                shape: tensor.shape.clone(),
+                data_offsets: (offset, end),
+            },
+        ));
+        offset = end;
+    }
+    let metadata = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect());
+    let header = Metadata::new(metadata, infos).map_err(unsound)?;
+    let mut header = serde_json::to_vec(&header).map_err(|e| unsound(e.into()))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
+    out.write_all(&header).map_err(failed)?;
+    for (_, tensor) in sorted {
+        out.write_all(&bytes_of(path, tensor)?).map_err(failed)?;
+    }
+    Ok(())
+}

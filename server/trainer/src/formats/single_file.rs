@@ -1,0 +1,301 @@
+//! The original single-file layout: all three networks in one `.safetensors` or `.ckpt`, as WebUIs take it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+
+use super::architecture::{self, Parameter, TEXT_ENCODER_PREFIX, UNET_PREFIX, VAE_PREFIX};
+use super::configs::{ConfigFiles, Configs};
+use super::error::ModelError;
+use super::tensor_file::TensorFile;
+use super::weights::{ModelWeights, read_tensors};
+use super::{atomic, open_clip, safetensors_out, starter, torch_out};
+use crate::models::config::PredictionType;
+use crate::tokenizer::TokenizerFiles;
+
+/// Type of the numbers in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// All f16, the tutorial's `--half`.
+    Half,
+    /// Each tensor as it is in memory.
+    Full,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Container {
+    Safetensors,
+    /// torch's zip, for WebUIs of 2022.
+    Ckpt,
+}
+
+/// Where a file of an architecture that nobody else knows says what it is.
+const CONFIG_KEY: &str = "likeness.config";
+
+/// Starts of names that are within a network's prefix, no weights of it, and no surprise.
+const EXTRAS: [&str; 2] = [
+    "first_stage_model.loss.",
+    "cond_stage_model.transformer.text_projection",
+];
+
+/// A tensor on its way into a file.
+pub(super) struct Outgoing {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    /// On whatever device it is.
+    pub tensor: Tensor,
+}
+
+/// Reads a single file.
+pub(super) fn load(path: &Path) -> Result<ModelWeights, ModelError> {
+    let file = TensorFile::open(path)?;
+    let mut names = original_names(&file);
+    let config_files = config_files(&file, &names)?;
+    let configs = config_files.parse(path)?;
+    let original = |parameter: &Parameter| parameter.original.clone();
+    let unet = read_tensors(&file, &mut names, &architecture::unet(&configs.unet), original)?;
+    let vae = read_tensors(&file, &mut names, &architecture::vae(&configs.vae), original)?;
+    let text_config = &configs.text_encoder;
+    let is_open_clip = names.keys().any(|name| name.starts_with(open_clip::PREFIX));
+    let text_encoder = if is_open_clip {
+        open_clip::read(&file, &mut names, text_config)?
+    } else {
+        read_tensors(&file, &mut names, &architecture::text_encoder(text_config), original)?
+    };
+
+    let prefixes = [UNET_PREFIX, VAE_PREFIX, TEXT_ENCODER_PREFIX, open_clip::PREFIX];
+    let mut unknown = names.keys().filter(|name| {
+        let is_extra = EXTRAS.iter().any(|extra| name.starts_with(extra)) || open_clip::is_extra(name, text_config);
+        !is_extra && prefixes.iter().any(|prefix| name.starts_with(prefix))
+    });
+    if let Some(first) = unknown.next() {
+        return Err(ModelError::Unknown {
+            path: path.into(),
+            tensor: first.clone(),
+            others: unknown.count(),
+        });
+    }
+    let networks = [unet, vae, text_encoder];
+    let tokenizer = if is_open_clip {
+        TokenizerFiles::clip_padded_with("!")
+    } else {
+        TokenizerFiles::clip()
+    };
+    let mut weights = ModelWeights::new(path, config_files, tokenizer, networks)?;
+    weights.ignored = names.len() + file.others;
+    Ok(weights)
+}
+
+/// Present names of the file's tensors, each with the name it has there.
+fn original_names(file: &TensorFile) -> BTreeMap<String, String> {
+    let mut names = BTreeMap::new();
+    for stored in file.entries().keys() {
+        if stored.ends_with("embeddings.position_ids") {
+            // 0 to 76, which needs no file.
+            continue;
+        }
+        let text = stored.strip_prefix(TEXT_ENCODER_PREFIX);
+        let old = text.filter(|rest| {
+            ["embeddings.", "encoder.", "final_layer_norm."]
+                .iter()
+                .any(|start| rest.starts_with(start))
+        });
+        // Files of before transformers 4.20 or so lack a level.
+        let present = match old {
+            Some(rest) => format!("{TEXT_ENCODER_PREFIX}text_model.{rest}"),
+            None => stored.clone(),
+        };
+        names.insert(present, stored.clone());
+    }
+    names
+}
+
+/// A single file seldom says what it is: known by the shapes of a few tensors, or by what our own exports say.
+fn config_files(file: &TensorFile, names: &BTreeMap<String, String>) -> Result<ConfigFiles, ModelError> {
+    let path = file.path();
+    let unsupported = |what: &str| {
+        Err(ModelError::Unsupported {
+            path: path.into(),
+            what: what.into(),
+        })
+    };
+    let json = |source| ModelError::Json {
+        path: path.into(),
+        source,
+    };
+    if let Some(config) = file.metadata().get(CONFIG_KEY) {
+        return serde_json::from_str(config).map_err(json);
+    }
+    let has = |start: &str| file.entries().keys().any(|name| name.starts_with(start));
+    if has("conditioner.embedders.") {
+        return unsupported("this is a Stable Diffusion XL model");
+    }
+    let shape = |name: &str| {
+        let stored = names.get(&format!("{UNET_PREFIX}{name}"));
+        stored.map(|stored| file.entries()[stored].shape.as_slice())
+    };
+    let Some(first) = shape("input_blocks.0.0.weight") else {
+        return unsupported(
+            "it has no `model.diffusion_model.input_blocks.0.0.weight`; it is no whole Stable Diffusion",
+        );
+    };
+    match first.get(1) {
+        Some(9) => return unsupported("this is an inpainting model"),
+        Some(8) => return unsupported("this is an InstructPix2Pix model"),
+        _ => {}
+    }
+    let context = shape("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight");
+    if first == [320, 4, 3, 3] && context == Some(&[320, 768]) {
+        return Configs::sd1().files().map_err(json);
+    }
+    if first == [320, 4, 3, 3] && has(open_clip::PREFIX) {
+        // Only the name tells what its target is. Those of 512 px predict noise.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let prediction = match name.contains("base") || name.contains("512") {
+            true => PredictionType::Epsilon,
+            false => PredictionType::VPrediction,
+        };
+        return Configs::sd2(prediction).files().map_err(json);
+    }
+    // The starter's exports of before files said so, or without what they said.
+    let starter = starter::config_files()?;
+    let configs = starter.parse(path)?;
+    let wanted = [
+        architecture::unet(&configs.unet),
+        architecture::vae(&configs.vae),
+        architecture::text_encoder(&configs.text_encoder),
+    ]
+    .concat();
+    let is_starter = wanted.iter().all(|parameter| {
+        let stored = names.get(&parameter.original);
+        stored.is_some_and(|stored| file.entries()[stored].shape == parameter.original_shape())
+    });
+    if is_starter {
+        return Ok(starter);
+    }
+    unsupported("its shapes are neither Stable Diffusion 1.x's nor the starter's")
+}
+
+/// Writes a model as a single file: the same bytes for the same model, under a scratch name until it is whole, and
+/// read back before it gets its own.
+///
+/// # Errors
+/// When it can't be written, or doesn't read back.
+pub fn save_single_file(
+    path: &Path,
+    weights: &ModelWeights,
+    width: Width,
+    container: Container,
+) -> Result<(), ModelError> {
+    weights.check(path)?;
+    let outgoing = outgoing(weights, width).map_err(|source| ModelError::Tensor {
+        path: path.into(),
+        tensor: "text_model".into(),
+        source,
+    })?;
+    // Everyone knows Stable Diffusion 1.x by its shapes; nothing is put beside the tensors.
+    let metadata = if weights.configs().is_plain_sd1() {
+        BTreeMap::new()
+    } else {
+        let config = serde_json::to_string(&weights.config_files).map_err(|source| ModelError::Json {
+            path: path.into(),
+            source,
+        })?;
+        BTreeMap::from([(CONFIG_KEY.to_owned(), config)])
+    };
+    atomic::write(
+        path,
+        |out| match container {
+            Container::Safetensors => safetensors_out::write(path, out, &outgoing, &metadata),
+            Container::Ckpt => torch_out::write(path, out, &outgoing, &metadata),
+        },
+        |scratch| read_back(path, scratch, &outgoing),
+    )
+}
+
+/// The tensors under their original names, network by network in the order of diffusers' names, as the tutorial's
+/// converter leaves them.
+fn outgoing(weights: &ModelWeights, width: Width) -> candle_core::Result<Vec<Outgoing>> {
+    let dtype = |tensor: &Tensor| match width {
+        Width::Half => DType::F16,
+        Width::Full => tensor.dtype(),
+    };
+    let as_open_clip = open_clip::is_open_clip(&weights.text_encoder_config);
+    let mut all = Vec::new();
+    for (parameter, tensors) in weights.parameters() {
+        let is_text = parameter.original.starts_with(TEXT_ENCODER_PREFIX);
+        let Some(tensor) = tensors.get(&parameter.path).filter(|_| !(is_text && as_open_clip)) else {
+            continue;
+        };
+        all.push(Outgoing {
+            shape: parameter.original_shape(),
+            name: parameter.original,
+            dtype: dtype(tensor),
+            tensor: tensor.clone(),
+        });
+    }
+    if as_open_clip {
+        for (name, tensor) in open_clip::tensors(&weights.text_encoder)? {
+            all.push(Outgoing {
+                name,
+                dtype: dtype(&tensor),
+                shape: tensor.dims().to_vec(),
+                tensor,
+            });
+        }
+    }
+    Ok(all)
+}
+
+/// Opens what was written with our own reader: every name, type and shape, and nothing else.
+pub(super) fn read_back(path: &Path, scratch: &Path, outgoing: &[Outgoing]) -> Result<(), ModelError> {
+    let wrong = |reason: String| ModelError::ReadBack {
+        path: path.into(),
+        reason,
+    };
+    let file = TensorFile::open(scratch)?;
+    for tensor in outgoing {
+        let name = &tensor.name;
+        let entry = file
+            .entries()
+            .get(name)
+            .ok_or_else(|| wrong(format!("`{name}` is not there")))?;
+        if entry.shape != tensor.shape || entry.dtype != tensor.dtype {
+            let (dtype, shape) = (entry.dtype, &entry.shape);
+            return Err(wrong(format!("`{name}` is {dtype:?} {shape:?}")));
+        }
+    }
+    if file.entries().len() != outgoing.len() {
+        return Err(wrong(format!("it holds {} tensors", file.entries().len())));
+    }
+    // The last in the file, to its last byte.
+    let last = file.entries().iter().max_by_key(|(_, entry)| entry.offset);
+    last.map_or(Ok(()), |(name, _)| file.read(name).map(drop))
+}
+
+/// A tensor's numbers as they lie in a file.
+pub(super) fn bytes_of(path: &Path, outgoing: &Outgoing) -> Result<Vec<u8>, ModelError> {
+    fn copy<const N: usize, T>(values: &[T], bytes: impl Fn(&T) -> [u8; N]) -> Vec<u8> {
+        let mut out = vec![0; values.len() * N];
+        for (slot, value) in out.chunks_exact_mut(N).zip(values) {
+            slot.copy_from_slice(&bytes(value));
+        }
+        out
+    }
+    let read = || -> candle_core::Result<Vec<u8>> {
+        let flat = outgoing.tensor.to_dtype(outgoing.dtype)?.flatten_all()?;
+        Ok(match outgoing.dtype {
+            DType::F16 => copy(&flat.to_vec1::<half::f16>()?, |v| v.to_le_bytes()),
+            DType::BF16 => copy(&flat.to_vec1::<half::bf16>()?, |v| v.to_le_bytes()),
+            DType::F64 => copy(&flat.to_vec1::<f64>()?, |v| v.to_le_bytes()),
+            _ => copy(&flat.to_dtype(DType::F32)?.to_vec1::<f32>()?, |v| v.to_le_bytes()),
+        })
+    };
+    read().map_err(|source| ModelError::Tensor {
+        path: path.into(),
+        tensor: outgoing.name.clone(),
+        source,
+    })
+}

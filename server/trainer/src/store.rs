@@ -1,0 +1,114 @@
+//! Files that are either whole or not there: written to a scratch name, flushed, renamed, the folder flushed.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// A file could not be written, or not read back.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read or write {}", .path.display())]
+pub struct StoreError {
+    pub path: PathBuf,
+    #[source]
+    pub source: io::Error,
+}
+
+impl StoreError {
+    /// The disk or the quota is full, which only the person can change.
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self.source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
+    |source| StoreError {
+        path: path.into(),
+        source,
+    }
+}
+
+/// Puts `bytes` at `path`; the folder is made when it is missing.
+///
+/// # Errors
+/// When anything of it fails; what was at `path` before is then still there.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    write_atomic_with(path, |out| out.write_all(bytes))
+}
+
+/// As `write_atomic`, with the content written piece by piece.
+///
+/// # Errors
+/// When anything of it fails; what was at `path` before is then still there.
+pub fn write_atomic_with(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), StoreError> {
+    let folder = parent(path);
+    make_folder(&folder)?;
+    let scratch = scratch_name(path);
+    let filled = File::create(&scratch).and_then(|file| {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        write(&mut out)?;
+        out.flush()?;
+        out.get_ref().sync_all()
+    });
+    if let Err(source) = filled.and_then(|()| std::fs::rename(&scratch, path)) {
+        // The scratch file is of no use; that it may stay behind is no second error.
+        let _removed = std::fs::remove_file(&scratch);
+        return Err(failed(path)(source));
+    }
+    sync_folder(&folder)
+}
+
+/// Makes a folder and its parents.
+///
+/// # Errors
+/// When that fails.
+pub fn make_folder(folder: &Path) -> Result<(), StoreError> {
+    std::fs::create_dir_all(folder).map_err(failed(folder))
+}
+
+/// Flushes the names in a folder, so that a rename survives a power cut.
+///
+/// # Errors
+/// When that fails.
+pub fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder)
+        .and_then(|opened| opened.sync_all())
+        .map_err(failed(folder))
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.into(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Starts with a dot, so that data set folders skip it, and is the same each time, so that leftovers don't pile up.
+fn scratch_name(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    parent(path).join(format!(".{name}.writing"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_scratch() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("deep/state");
+        write_atomic(&path, b"old").expect("first");
+        let torn = write_atomic_with(&path, |out| {
+            out.write_all(b"half of the n")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        });
+        assert!(torn.expect_err("fails").is_full());
+        assert_eq!(std::fs::read(&path).expect("still there"), b"old");
+        assert_eq!(std::fs::read_dir(parent(&path)).expect("lists").count(), 1);
+    }
+}

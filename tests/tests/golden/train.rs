@@ -1,0 +1,295 @@
+//! Whole DreamBooth trajectories: loss, gradient norm, clipping and AdamW's updates against PyTorch's.
+
+use std::collections::BTreeMap;
+
+use app::recipe::Adam;
+use candle_core::{DType, Device, IndexOp, Tensor, Var};
+use serde::Deserialize;
+use trainer::dreambooth::clip_factor;
+use trainer::dreambooth::learner::Learner;
+use trainer::dreambooth::loss::{Batch, Objective};
+use trainer::formats;
+use trainer::models::config::PredictionType;
+use trainer::optim::{AdamW, AdamWSettings, Grads};
+use trainer::schedulers::NoiseSchedule;
+
+use super::support::{Table, Tensors, json, l2, load, relative, values};
+
+const LOSS_TOLERANCE: f64 = 1e-5;
+const GRAD_NORM_TOLERANCE: f64 = 5e-5;
+const TENSOR_NORM_TOLERANCE: f64 = 1e-4;
+const FINAL_NORM_TOLERANCE: f64 = 1e-5;
+const CHANGE_TOLERANCE: f64 = 5e-3;
+/// Its change is nearly all rounding of `w * (1 - 1e-6)`.
+const EMBEDDING_CHANGE_TOLERANCE: f64 = 5e-2;
+
+#[derive(Deserialize)]
+struct Trajectories {
+    variants: BTreeMap<String, Wanted>,
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    steps: Vec<WantedStep>,
+}
+
+#[derive(Deserialize)]
+struct WantedStep {
+    #[serde(flatten)]
+    losses: Option<WantedLosses>,
+    #[serde(default)]
+    micro_batches: Vec<WantedLosses>,
+    grad_norm_before_clip: f64,
+    clip_factor: f64,
+}
+
+#[derive(Clone, Deserialize)]
+struct WantedLosses {
+    loss: f64,
+    instance_loss: Option<f64>,
+    prior_loss: Option<f64>,
+}
+
+/// How a variant differs from `base`.
+struct Variant {
+    name: &'static str,
+    prediction: PredictionType,
+    prior: bool,
+    trains_text_encoder: bool,
+    learning_rate: f64,
+    adam: Adam,
+    accumulation: usize,
+    /// Of the data of step 2.
+    noise_factor: f64,
+    offset_noise: f64,
+}
+
+fn base(name: &'static str) -> Variant {
+    Variant {
+        name,
+        prediction: PredictionType::Epsilon,
+        prior: true,
+        trains_text_encoder: true,
+        learning_rate: 1e-4,
+        adam: Adam::default(),
+        accumulation: 1,
+        noise_factor: 1.0,
+        offset_noise: 0.0,
+    }
+}
+
+fn batch(inputs: &Tensors, step: usize, variant: &Variant) -> Batch {
+    let rows = if variant.prior { 4 } else { 2 };
+    let of = |name: &str| inputs[name].i(step).unwrap().i(..rows).unwrap();
+    let mut noise = (of("noise") * if step == 1 { variant.noise_factor } else { 1.0 }).unwrap();
+    if variant.offset_noise > 0.0 {
+        let offset = (of("offset_noise") * variant.offset_noise).unwrap();
+        noise = noise.broadcast_add(&offset).unwrap();
+    }
+    let timesteps = of("timesteps").to_vec1::<i64>().unwrap();
+    Batch {
+        latents: of("latents"),
+        noise,
+        timesteps: timesteps.into_iter().map(|t| t as u32).collect(),
+        ids: inputs["input_ids"].i(..rows).unwrap().to_dtype(DType::U32).unwrap(),
+        instance_rows: 2,
+    }
+}
+
+fn copies(vars: &BTreeMap<String, Var>) -> BTreeMap<String, Vec<f64>> {
+    vars.iter().map(|(name, var)| (name.clone(), values(var))).collect()
+}
+
+fn follow(variant: &Variant) {
+    let wanted = &json::<Trajectories>("train/trajectories.json").variants[variant.name].steps;
+    let names: Vec<String> = json("train/tensor_names.json");
+    let inputs = load("train/inputs.safetensors");
+    let folder = super::dir().join("tiny-sd");
+    let weights = formats::load(folder.to_str().unwrap()).unwrap();
+    let (learner, vars) = Learner::new(weights, None, variant.trains_text_encoder, &Device::Cpu).unwrap();
+    let before = copies(&vars);
+    let mut adam = AdamW::new(AdamWSettings::from(&variant.adam), &vars);
+    let schedule = NoiseSchedule::new(&learner.base().scheduler_config).unwrap();
+    let objective = Objective {
+        schedule: &schedule,
+        prediction: variant.prediction,
+        prior_loss_weight: 1.0,
+    };
+    let mut table = Table::new(variant.name);
+    for (update, want) in wanted.iter().enumerate() {
+        let losses_wanted = match &want.losses {
+            Some(losses) => vec![losses.clone()],
+            None => want.micro_batches.clone(),
+        };
+        assert_eq!(losses_wanted.len(), variant.accumulation);
+        let mut sum: Option<Grads> = None;
+        for (micro, want) in losses_wanted.iter().enumerate() {
+            let step = update * variant.accumulation + micro;
+            let batch = batch(&inputs, step, variant);
+            let context = learner.text_encoder.forward(&batch.ids).unwrap();
+            let losses = objective.loss(&learner.unet, &context, &batch).unwrap();
+            let mut check = |what: &str, got: &Tensor, want: f64| {
+                let got = f64::from(got.to_scalar::<f32>().unwrap());
+                table.check(format!("step {} {what}", step + 1), relative(got, want), LOSS_TOLERANCE);
+            };
+            check("loss", &losses.total, want.loss);
+            if let (Some(instance), Some(prior)) = (want.instance_loss, want.prior_loss) {
+                check("instance loss", &losses.instance, instance);
+                check("prior loss", losses.prior.as_ref().unwrap(), prior);
+            }
+            let store = losses.total.backward().unwrap();
+            let grads = Grads::take(&vars, store, 1.0 / variant.accumulation as f64).unwrap();
+            sum = Some(match sum {
+                Some(earlier) => earlier.add(grads).unwrap(),
+                None => grads,
+            });
+        }
+        let grads = sum.unwrap();
+        if update == 0 {
+            tensor_norms(&mut table, variant.name, &names, &grads);
+        }
+        let norm = grads.norm().unwrap();
+        let factor = clip_factor(norm, variant.adam.max_grad_norm);
+        let step = update + 1;
+        table.check(
+            format!("update {step} gradient norm"),
+            relative(norm, want.grad_norm_before_clip),
+            GRAD_NORM_TOLERANCE,
+        );
+        table.check(
+            format!("update {step} clip factor"),
+            relative(factor, want.clip_factor),
+            GRAD_NORM_TOLERANCE,
+        );
+        adam.update(&vars, &grads, variant.learning_rate, factor).unwrap();
+    }
+    final_stats(&mut table, variant.name, &names, &before, &copies(&vars));
+    table.finish();
+}
+
+fn tensor_norms(table: &mut Table, variant: &str, names: &[String], grads: &Grads) {
+    let wanted = values(&load("train/grad_norms.safetensors")[variant]);
+    for (name, want) in names.iter().zip(wanted) {
+        if want.is_nan() {
+            assert!(grads.get(name).is_none(), "{name} is not trained");
+        } else if name.ends_with("k_proj.bias") {
+            table.check(name.clone(), l2(&values(grads.get(name).unwrap())), 1e-6);
+        } else {
+            let got = l2(&values(grads.get(name).unwrap()));
+            table.check(format!("{name} gradient"), relative(got, want), TENSOR_NORM_TOLERANCE);
+        }
+    }
+}
+
+fn final_stats(
+    table: &mut Table,
+    variant: &str,
+    names: &[String],
+    before: &BTreeMap<String, Vec<f64>>,
+    after: &BTreeMap<String, Vec<f64>>,
+) {
+    let wanted = load("train/final_stats.safetensors")[variant]
+        .to_dtype(DType::F64)
+        .unwrap()
+        .to_vec2::<f64>()
+        .unwrap();
+    let trained: Vec<&String> = names.iter().filter(|name| after.contains_key(*name)).collect();
+    // Either all tensors are listed, or the trained ones.
+    let rows: Vec<(&String, &Vec<f64>)> = match wanted.len() == names.len() {
+        true => names.iter().zip(&wanted).collect(),
+        false => trained.into_iter().zip(&wanted).collect(),
+    };
+    for (name, want) in rows {
+        let Some(got) = after.get(name) else { continue };
+        // Its gradient is rounding noise, which Adam turns into full steps.
+        if name.ends_with("k_proj.bias") {
+            continue;
+        }
+        let change: Vec<f64> = got.iter().zip(&before[name]).map(|(a, b)| a - b).collect();
+        table.check(format!("{name} norm"), relative(l2(got), want[1]), FINAL_NORM_TOLERANCE);
+        let tolerance = match name.ends_with("token_embedding.weight") {
+            true => EMBEDDING_CHANGE_TOLERANCE,
+            false => CHANGE_TOLERANCE,
+        };
+        table.check(format!("{name} change"), relative(l2(&change), want[2]), tolerance);
+        let sum_error = (got.iter().sum::<f64>() - want[0]).abs();
+        table.check(format!("{name} sum"), sum_error, 1e-2 * want[2] + 1e-6 * want[1]);
+    }
+}
+
+#[test]
+fn the_base_trajectory() {
+    follow(&base("base"));
+}
+
+#[test]
+fn v_prediction() {
+    follow(&Variant {
+        prediction: PredictionType::VPrediction,
+        ..base("v_prediction")
+    });
+}
+
+#[test]
+fn without_prior_preservation() {
+    follow(&Variant {
+        prior: false,
+        ..base("no_prior")
+    });
+}
+
+#[test]
+fn two_micro_batches_an_update() {
+    follow(&Variant {
+        accumulation: 2,
+        ..base("grad_accum2")
+    });
+}
+
+#[test]
+fn without_clipping() {
+    follow(&Variant {
+        adam: Adam {
+            max_grad_norm: 0.0,
+            ..Adam::default()
+        },
+        ..base("no_clip")
+    });
+}
+
+#[test]
+fn strong_decay_shows_its_order() {
+    follow(&Variant {
+        learning_rate: 1e-3,
+        adam: Adam {
+            adam_weight_decay: 0.5,
+            max_grad_norm: 0.05,
+            ..Adam::default()
+        },
+        ..base("strong")
+    });
+}
+
+#[test]
+fn a_spike_is_clipped() {
+    follow(&Variant {
+        noise_factor: 20.0,
+        ..base("spike")
+    });
+}
+
+#[test]
+fn a_frozen_text_encoder() {
+    follow(&Variant {
+        trains_text_encoder: false,
+        ..base("text_encoder_frozen")
+    });
+}
+
+#[test]
+fn offset_noise_is_added_and_asked_back() {
+    follow(&Variant {
+        offset_noise: 0.1,
+        ..base("offset_noise_0.1")
+    });
+}
