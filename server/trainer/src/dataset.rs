@@ -20,7 +20,7 @@ const DECODE_LIMIT_BYTES: u64 = 1 << 30;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
-    #[error("cannot read the folder of photos {}: {source}", .folder.display())]
+    #[error("cannot read the folder of photos {}", .folder.display())]
     Folder {
         folder: PathBuf,
         #[source]
@@ -28,19 +28,19 @@ pub enum DatasetError {
     },
     #[error("no photos in {}; put JPEG, PNG or WebP files there", .folder.display())]
     Empty { folder: PathBuf },
-    #[error("cannot open the photo {}: {source}", .path.display())]
+    #[error("cannot open the photo {}", .path.display())]
     Open {
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
-    #[error("cannot read the photo {}: {source}; remove it or save it again", .path.display())]
+    #[error("the photo {} is damaged or of an unknown kind; remove it or save it again", .path.display())]
     Decode {
         path: PathBuf,
         #[source]
         source: image::ImageError,
     },
-    #[error("cannot read the caption {}: {source}", .path.display())]
+    #[error("cannot read the caption {}", .path.display())]
     Caption {
         path: PathBuf,
         #[source]

@@ -7,7 +7,7 @@ use candle_core::Device;
 pub enum DeviceError {
     #[error("this build has no CUDA; use likeness-trainer-cuda, or --device cpu")]
     NoCuda,
-    #[error("cannot use the GPU: {0}")]
+    #[error("cannot use the GPU")]
     Cuda(#[source] candle_core::Error),
     #[error("unknown device `{0}`; known: cpu, cuda")]
     Unknown(String),

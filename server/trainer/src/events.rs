@@ -25,13 +25,13 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 pub enum EventError {
     #[error("another trainer (process {holder}) is at work in {}", .folder.display())]
     Locked { folder: PathBuf, holder: String },
-    #[error("cannot use the event log {}: {source}", .path.display())]
+    #[error("cannot use the event log {}", .path.display())]
     Io {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("line {line} of {} is not an event: {source}", .path.display())]
+    #[error("line {line} of {} is not an event", .path.display())]
     Foreign {
         path: PathBuf,
         line: usize,
@@ -64,6 +64,23 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
+/// The right to write in a job folder, held by one process at a time and given back when this is dropped.
+pub struct Lock {
+    folder: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// # Errors
+    /// `Locked` when another process has it.
+    pub fn take(folder: &Path) -> Result<Self, EventError> {
+        Ok(Self {
+            folder: folder.into(),
+            _file: take_lock(folder)?,
+        })
+    }
+}
+
 /// The log of one job, held exclusively while this lives.
 pub struct EventLog {
     sender: Option<SyncSender<Message>>,
@@ -75,17 +92,24 @@ pub struct EventLog {
     /// A trainer was at work here before.
     continues: bool,
     /// Dropped last: the lock goes with it.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl EventLog {
-    /// Takes the job folder's lock and continues its log after the last whole line.
+    /// Takes the job folder's lock and continues its log.
     ///
     /// # Errors
     /// When another process holds the lock, or the log cannot be read or written.
     pub fn open(folder: &Path, listener: Box<dyn Listener>) -> Result<Self, EventError> {
-        let lock = take_lock(folder)?;
-        let path = folder.join("events.jsonl");
+        Self::continue_in(Lock::take(folder)?, listener)
+    }
+
+    /// Continues the log of a locked folder after its last whole line.
+    ///
+    /// # Errors
+    /// When the log cannot be read or written.
+    pub fn continue_in(lock: Lock, listener: Box<dyn Listener>) -> Result<Self, EventError> {
+        let path = lock.folder.join("events.jsonl");
         let (file, last_seq, continues) = open_log(&path)?;
         let trouble = Arc::new(Mutex::new(None));
         let (sender, receiver) = sync_channel(WAITING);

@@ -38,7 +38,7 @@ pub enum PipelineError {
     Scheduler(#[from] SchedulerError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
-    #[error("cannot encode an image: {0}")]
+    #[error("cannot encode an image")]
     Encode(#[from] image::ImageError),
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// A file could not be written.
+/// A file could not be written, or not read back.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write {}: {source}", .path.display())]
+#[error("cannot read or write {}", .path.display())]
 pub struct StoreError {
     pub path: PathBuf,
     #[source]

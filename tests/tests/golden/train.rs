@@ -201,11 +201,12 @@ fn final_stats(
     };
     for (name, want) in rows {
         let Some(got) = after.get(name) else { continue };
-        let change: Vec<f64> = got.iter().zip(&before[name]).map(|(a, b)| a - b).collect();
-        table.check(format!("{name} norm"), relative(l2(got), want[1]), FINAL_NORM_TOLERANCE);
+        // Its gradient is rounding noise, which Adam turns into full steps.
         if name.ends_with("k_proj.bias") {
             continue;
         }
+        let change: Vec<f64> = got.iter().zip(&before[name]).map(|(a, b)| a - b).collect();
+        table.check(format!("{name} norm"), relative(l2(got), want[1]), FINAL_NORM_TOLERANCE);
         let tolerance = match name.ends_with("token_embedding.weight") {
             true => EMBEDDING_CHANGE_TOLERANCE,
             false => CHANGE_TOLERANCE,

@@ -72,6 +72,16 @@ fn ddim() {
 }
 
 #[test]
+fn pndm() {
+    agrees("pndm10", "pndm", 10, (64, 64));
+}
+
+#[test]
+fn dpmpp_2m() {
+    agrees("dpmpp2m_12_wide", "dpmpp_2m", 12, (96, 64));
+}
+
+#[test]
 fn a_drawing_can_be_stopped_between_its_steps() {
     let folder = super::dir().join("tiny-sd");
     let weights = formats::load(folder.to_str().unwrap()).unwrap();

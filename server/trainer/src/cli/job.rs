@@ -48,10 +48,7 @@ pub fn run(args: &JobArgs) -> anyhow::Result<ExitCode> {
     // A fault of ours must end the job, not leave it without a last word.
     match catch_unwind(AssertUnwindSafe(|| dreambooth::train(&run))) {
         Ok(Ok(ended)) => Ok(status(ended)),
-        Ok(Err(error)) => {
-            tracing::error!("{error:#}");
-            Ok(failed(&run.log, error.failure()))
-        }
+        Ok(Err(error)) => Ok(failed(&run.log, error.failure())),
         Err(_panic) => {
             let failure = Failure {
                 code: "bug".into(),

@@ -10,7 +10,7 @@ use app::event::EventKind;
 use app::recipe::{Adam, Concept, LrScheduler, Precision, PriorPreservation, Recipe, RecipeDraft, STARTER, SamplePlan};
 use serde::de::DeserializeOwned;
 use trainer::dreambooth::{self, Results, Run, Stop, TutorialFolders};
-use trainer::events::EventLog;
+use trainer::events::{EventLog, Lock};
 use trainer::{dataset, defaults, device, store};
 
 use super::progress::Progress;
@@ -28,8 +28,9 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         .map_err(|problems| WrongUse(problems.to_string()))?;
     let folder = args.output_dir.join(".likeness");
     store::make_folder(&folder)?;
+    let lock = Lock::take(&folder)?;
     let fresh = begin(&folder, &recipe)?;
-    let log = EventLog::open(&folder, Box::new(Progress::new()))?;
+    let log = EventLog::continue_in(lock, Box::new(Progress::new()))?;
     for message in ineffective(args) {
         let code = "no_effect".into();
         log.emit(EventKind::Warning { code, message })?;

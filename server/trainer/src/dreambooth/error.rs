@@ -18,7 +18,7 @@ use crate::tokenizer::TokenizerError;
 pub enum TrainError {
     #[error(transparent)]
     Model(#[from] ModelError),
-    #[error("the base model does not fit its configuration: {0}")]
+    #[error("the base model does not fit its configuration")]
     Param(#[from] ParamError),
     #[error(transparent)]
     Dataset(#[from] DatasetError),
@@ -28,7 +28,7 @@ pub enum TrainError {
     Scheduler(#[from] SchedulerError),
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
-    #[error("step {step}: {source}")]
+    #[error("step {step}: the gradients are not as they must be")]
     Gradient {
         step: u32,
         #[source]
@@ -55,7 +55,7 @@ impl TrainError {
     pub fn failure(&self) -> Failure {
         Failure {
             code: self.code().into(),
-            message: self.to_string(),
+            message: chain(self),
             hint: self.hint().map(Into::into),
         }
     }
@@ -92,4 +92,16 @@ impl TrainError {
             _ => None,
         }
     }
+}
+
+/// What failed and all that it came from, outermost first.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        cause = error.source();
+    }
+    words
 }

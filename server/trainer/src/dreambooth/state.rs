@@ -9,7 +9,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 
 use super::error::TrainError;
 use crate::optim::AdamW;
@@ -201,16 +201,16 @@ fn read_values(file: &mut impl Read, count: usize) -> io::Result<Vec<f32>> {
     Ok(values)
 }
 
-fn read_header(file: &mut impl Read) -> Result<(StateHeader, safetensors::tensor::Metadata), String> {
+fn read_header(file: &mut impl Read) -> Result<(StateHeader, Metadata), String> {
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|e| e.to_string())?;
     let bytes = u64::from_le_bytes(length);
     if bytes > HEADER_LIMIT_BYTES {
         return Err("it is not a training state".into());
     }
-    let mut whole = length.to_vec();
-    file.take(bytes).read_to_end(&mut whole).map_err(|e| e.to_string())?;
-    let (_, metadata) = SafeTensors::read_metadata(&whole).map_err(|e| e.to_string())?;
+    let mut json = Vec::new();
+    file.take(bytes).read_to_end(&mut json).map_err(|e| e.to_string())?;
+    let metadata: Metadata = serde_json::from_slice(&json).map_err(|e| e.to_string())?;
     let about = metadata.metadata().as_ref();
     let field = |name: &str| {
         about
