@@ -196,7 +196,7 @@ impl TensorFile {
         let wrong = |source| ModelError::Tensor {
             path: self.path.clone(),
             tensor: name.into(),
-            source,
+            source: Box::new(source),
         };
         let span = entry.span().unwrap_or(usize::MAX);
         let size = entry.dtype.size_in_bytes();
