@@ -74,8 +74,8 @@ fn whole_text_encoder(path: &Path, config: &Value) -> Result<Vec<u8>, ModelError
         source,
     })?;
     let stored = candle_core::safetensors::load_buffer(&unpack(path, TEXT_ENCODER)?, &candle_core::Device::Cpu);
-    let mut tensors = stored.map_err(wrong)?.into_iter().collect();
-    unpack_token_rows(&mut tensors, &config).map_err(|e| wrong(candle_core::Error::wrap(e)))?;
+    let mut tensors = stored.map_err(|e| wrong(Box::new(e)))?.into_iter().collect();
+    unpack_token_rows(&mut tensors, &config).map_err(|e| wrong(Box::new(candle_core::Error::wrap(e))))?;
     let views = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
     safetensors::serialize(views, None).map_err(|source| ModelError::Safetensors {
         path: path.into(),
