@@ -68,7 +68,7 @@ pub fn quantile(values: impl Iterator<Item = f64>, share: f64) -> Option<f64> {
 
 /// Round numbers from 0 to `max` or a little above, about `wanted` of them: steps of 1, 2 or 5 times a power of ten.
 pub fn ticks(max: f64, wanted: usize) -> Vec<f64> {
-    if !(max > 0.0) || !max.is_finite() {
+    if max <= 0.0 || !max.is_finite() {
         return vec![0.0, 1.0];
     }
     let rough = max / wanted.max(1) as f64;

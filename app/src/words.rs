@@ -84,7 +84,7 @@ pub fn small(x: f64) -> String {
 
 /// Speed as people say it: steps per second, or seconds per step when slow.
 pub fn speed(ms_per_step: f32) -> String {
-    if !(ms_per_step > 0.0) {
+    if ms_per_step.is_nan() || ms_per_step <= 0.0 {
         "unknown".into()
     } else if ms_per_step <= 1000.0 {
         let per_s = 1000.0 / ms_per_step;

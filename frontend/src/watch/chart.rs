@@ -249,13 +249,15 @@ fn Axes(drawing: Memo<Drawing>) -> impl IntoView {
     }
 }
 
+/// Which of the two curves.
+type Pick = fn(&Drawing) -> Option<&Curve>;
+
 #[component]
 fn Curves(drawing: Memo<Drawing>) -> impl IntoView {
-    let path = move |pick: fn(&Drawing) -> Option<&Curve>, part: fn(&Curve) -> &String| {
+    let path = move |pick: Pick, part: fn(&Curve) -> &String| {
         move || drawing.with(|d| pick(d).map(part).cloned().unwrap_or_default())
     };
-    let (instance, class): (fn(&Drawing) -> Option<&Curve>, fn(&Drawing) -> Option<&Curve>) =
-        (|d| d.instance.as_ref(), |d| d.class.as_ref());
+    let (instance, class): (Pick, Pick) = (|d| d.instance.as_ref(), |d| d.class.as_ref());
     view! {
         <path class="curve raw class" d=path(class, |c| &c.raw) />
         <path class="curve raw instance" d=path(instance, |c| &c.raw) />

@@ -12,6 +12,7 @@ pub mod noise;
 pub mod ops;
 pub mod optim;
 pub mod pipeline;
+pub mod pretrain;
 pub mod schedulers;
 pub mod store;
 pub mod tokenizer;

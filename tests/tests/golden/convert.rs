@@ -391,6 +391,10 @@ fn a_text_encoder_of_23_layers_is_written_in_open_clips_names_and_read_back() ->
     }
     let networks = [model.unet, model.vae, model.text_encoder];
     let model = ModelWeights::new(Path::new("23"), model.config_files, model.tokenizer_files, networks)?;
+    let (width, inner) = (
+        model.text_encoder_config.hidden_size,
+        model.text_encoder_config.intermediate_size,
+    );
     let folder = tempfile::tempdir()?;
     for (name, container) in [("a.safetensors", Container::Safetensors), ("a.ckpt", Container::Ckpt)] {
         let path = folder.path().join(name);
@@ -398,9 +402,15 @@ fn a_text_encoder_of_23_layers_is_written_in_open_clips_names_and_read_back() ->
         let file = TensorFile::open(&path)?;
         let shape = |name: &str| file.entries().get(name).map(|entry| entry.shape.clone());
         let block = "cond_stage_model.model.transformer.resblocks.22";
-        assert_eq!(shape(&format!("{block}.attn.in_proj_weight")), Some(vec![48, 16]));
-        assert_eq!(shape(&format!("{block}.mlp.c_fc.bias")), Some(vec![64]));
-        assert_eq!(shape("cond_stage_model.model.positional_embedding"), Some(vec![77, 16]));
+        assert_eq!(
+            shape(&format!("{block}.attn.in_proj_weight")),
+            Some(vec![3 * width, width])
+        );
+        assert_eq!(shape(&format!("{block}.mlp.c_fc.bias")), Some(vec![inner]));
+        assert_eq!(
+            shape("cond_stage_model.model.positional_embedding"),
+            Some(vec![77, width])
+        );
         assert!(
             !file
                 .entries()
@@ -411,7 +421,7 @@ fn a_text_encoder_of_23_layers_is_written_in_open_clips_names_and_read_back() ->
         let together = file.read(&format!("{block}.attn.in_proj_bias"))?;
         for (i, name) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
             let wanted = &model.text_encoder[&format!("text_model.encoder.layers.22.self_attn.{name}.bias")];
-            same_tensor(name, &together.narrow(0, 16 * i, 16)?, wanted)?;
+            same_tensor(name, &together.narrow(0, width * i, width)?, wanted)?;
         }
         let read = formats::load(&path.to_string_lossy())?;
         same_weights(&read, &model)?;

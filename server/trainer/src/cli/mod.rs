@@ -42,6 +42,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Run a job folder of the server: recipe.json in, events.jsonl, samples and export out
     Job(job::JobArgs),
+    /// Train the starter model from nothing: the autoencoder, then the U-Net with the text encoder
+    Pretrain(trainer::pretrain::cli::PretrainArgs),
 }
 
 /// The command or its settings make no sense; exit status 2.
@@ -58,6 +60,7 @@ pub fn run() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Job(args) => job::run(&args),
+        Command::Pretrain(args) => pretrain(args),
     };
     match result {
         Ok(code) => code,
@@ -78,6 +81,11 @@ fn with_underscores(arg: OsString) -> OsString {
         Some((name, value)) => format!("--{}={value}", name.replace('-', "_")).into(),
         None => format!("--{}", flag.replace('-', "_")).into(),
     }
+}
+
+fn pretrain(args: trainer::pretrain::cli::PretrainArgs) -> anyhow::Result<ExitCode> {
+    args.run(trainer::device::open(None)?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The exit status of a run that ended well.

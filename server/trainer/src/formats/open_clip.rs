@@ -70,7 +70,7 @@ pub(super) fn read(
         let wrong = |source| ModelError::Tensor {
             path: file.path().into(),
             tensor: parameter.path.clone(),
-            source,
+            source: Box::new(source),
         };
         let Some(place) = place(&parameter.path) else { continue };
         let name = format!("{PREFIX}{}", place.name);

@@ -193,7 +193,7 @@ pub fn save_single_file(
     let outgoing = outgoing(weights, width).map_err(|source| ModelError::Tensor {
         path: path.into(),
         tensor: "text_model".into(),
-        source,
+        source: Box::new(source),
     })?;
     // Everyone knows Stable Diffusion 1.x by its shapes; nothing is put beside the tensors.
     let metadata = if weights.configs().is_plain_sd1() {
@@ -296,6 +296,6 @@ pub(super) fn bytes_of(path: &Path, outgoing: &Outgoing) -> Result<Vec<u8>, Mode
     read().map_err(|source| ModelError::Tensor {
         path: path.into(),
         tensor: outgoing.name.clone(),
-        source,
+        source: Box::new(source),
     })
 }

@@ -14,8 +14,8 @@ use super::torch_file;
 /// Where the bytes are.
 pub(super) enum Source {
     File(File),
-    /// Embedded in the executable.
-    Memory(&'static [u8]),
+    /// Unpacked from the executable.
+    Memory(Vec<u8>),
 }
 
 impl Source {
@@ -121,7 +121,7 @@ impl TensorFile {
     }
 
     /// A safetensors file in memory; `path` is its name in errors.
-    pub(super) fn embedded(path: PathBuf, bytes: &'static [u8]) -> Result<Self, ModelError> {
+    pub(super) fn embedded(path: PathBuf, bytes: Vec<u8>) -> Result<Self, ModelError> {
         Self::safetensors(path, Source::Memory(bytes))
     }
 
@@ -196,7 +196,7 @@ impl TensorFile {
         let wrong = |source| ModelError::Tensor {
             path: self.path.clone(),
             tensor: name.into(),
-            source,
+            source: Box::new(source),
         };
         let span = entry.span().unwrap_or(usize::MAX);
         let size = entry.dtype.size_in_bytes();

@@ -198,7 +198,7 @@ pub(super) fn read_tensors(
         let wrong = |source| ModelError::Tensor {
             path: file.path().into(),
             tensor: stored.clone(),
-            source,
+            source: Box::new(source),
         };
         let tensor = file.read(&stored)?.reshape(parameter.shape.as_slice()).map_err(wrong)?;
         tensors.insert(parameter.path.clone(), tensor);
