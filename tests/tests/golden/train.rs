@@ -140,7 +140,7 @@ fn follow(variant: &Variant) {
             let store = losses.total.backward().unwrap();
             let grads = Grads::take(&vars, store, 1.0 / variant.accumulation as f64).unwrap();
             sum = Some(match sum {
-                Some(earlier) => earlier.add(grads).unwrap(),
+                Some(earlier) => earlier.plus(grads).unwrap(),
                 None => grads,
             });
         }

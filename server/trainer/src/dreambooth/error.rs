@@ -17,7 +17,7 @@ use crate::tokenizer::TokenizerError;
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(Box<ModelError>),
     #[error("the base model does not fit its configuration")]
     Param(#[from] ParamError),
     #[error(transparent)]
@@ -48,6 +48,13 @@ pub enum TrainError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+// Boxed, so that every result of a run does not carry the room for the largest error there is.
+impl From<ModelError> for TrainError {
+    fn from(error: ModelError) -> Self {
+        Self::Model(Box::new(error))
+    }
 }
 
 impl TrainError {

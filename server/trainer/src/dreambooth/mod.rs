@@ -92,7 +92,7 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
 fn side_px(recipe: &Recipe, sample_size: usize) -> Result<u32, TrainError> {
     let multiple = LATENT_PX as u32;
     let got = recipe.resolution.unwrap_or((sample_size * LATENT_PX) as u32);
-    if got == 0 || got % multiple != 0 {
+    if got == 0 || !got.is_multiple_of(multiple) {
         return Err(TrainError::Resolution { got, multiple });
     }
     Ok(got)
@@ -153,7 +153,7 @@ impl<'a> Training<'a> {
             }
             let grads = match sum.take() {
                 Some(earlier) => earlier
-                    .add(grads)
+                    .plus(grads)
                     .map_err(|source| TrainError::Gradient { step, source })?,
                 None => grads,
             };

@@ -130,6 +130,9 @@ impl Rates {
     }
 }
 
+/// Parameters, gradients, first and second moments of some elements.
+type Run<'a> = (((&'a mut [f32], &'a [f32]), &'a mut [f32]), &'a mut [f32]);
+
 struct Update<'a> {
     rates: Rates,
     moments: Mutex<&'a mut Moments>,
@@ -169,7 +172,7 @@ impl InplaceOp2 for Update<'_> {
             )
         }
         let rates = self.rates;
-        let run = |(((p, g), m), v): (((&mut [f32], &[f32]), &mut [f32]), &mut [f32])| {
+        let run = |(((p, g), m), v): Run<'_>| {
             for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
                 rates.apply(p, *g, m, v);
             }

@@ -49,7 +49,7 @@ impl Grads {
     ///
     /// # Errors
     /// When shapes differ.
-    pub fn add(self, other: Self) -> Result<Self, GradError> {
+    pub fn plus(self, other: Self) -> Result<Self, GradError> {
         let mut sums = BTreeMap::new();
         for ((name, a), b) in self.0.into_iter().zip(other.0.into_values()) {
             sums.insert(name, (a + b)?);
