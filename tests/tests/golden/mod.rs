@@ -14,11 +14,6 @@ mod txt2img;
 
 use std::path::PathBuf;
 
-mod lr;
-mod rng;
-mod samplers;
-mod tokenizer;
-
 /// Root of the reference data.
 pub fn dir() -> PathBuf {
     std::env::var_os("GOLDEN_DIR").map_or_else(
