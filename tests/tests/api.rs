@@ -1,6 +1,5 @@
 //! The service from outside: the real executable, real HTTP and WebSockets, and a trainer that pretends.
 
-#[path = "api/world.rs"]
 mod world;
 
 use app::api::{ApiProblem, ErrorBody, ServerInfo, StoredPhoto, ToPage};

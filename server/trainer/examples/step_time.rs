@@ -60,27 +60,28 @@ fn main() -> Result<()> {
     let images = Tensor::randn(0f32, 1., (rows, 3, 128, 128), &device)?;
 
     let context = text_encoder.forward(&ids)?.detach();
-    let forward = || Ok(drop(unet.forward(&latents, &timesteps, &context)?));
-    time("unet forward", steps, forward)?;
+    time("unet forward", steps, || {
+        Ok(unet.forward(&latents, &timesteps, &context)?)
+    })?;
     time("unet forward and backward", steps, || {
         let prediction = unet.forward(&latents, &timesteps, &context)?;
-        Ok(drop(ops::mse(&prediction, &latents)?.backward()?))
+        Ok(ops::mse(&prediction, &latents)?.backward()?)
     })?;
     time("step: text encoder and unet, forward and backward", steps, || {
         let prediction = unet.forward(&latents, &timesteps, &text_encoder.forward(&ids)?)?;
-        Ok(drop(ops::mse(&prediction, &latents)?.backward()?))
+        Ok(ops::mse(&prediction, &latents)?.backward()?)
     })?;
     let image = images.narrow(0, 0, 1)?;
     let latent = latents.narrow(0, 0, 1)?;
-    time("vae encode, one image of 128", steps, || Ok(drop(vae.encode(&image)?)))?;
-    time("vae decode, one image of 128", steps, || Ok(drop(vae.decode(&latent)?)))?;
+    time("vae encode, one image of 128", steps, || Ok(vae.encode(&image)?))?;
+    time("vae decode, one image of 128", steps, || Ok(vae.decode(&latent)?))?;
     time("vae, forward and backward, all rows", steps.min(3), || {
         let decoded = vae.decode(&vae.encode(&images)?.mean)?;
-        Ok(drop(ops::mse(&decoded, &images)?.backward()?))
+        Ok(ops::mse(&decoded, &images)?.backward()?)
     })
 }
 
-fn time(what: &str, times: usize, mut run: impl FnMut() -> Result<()>) -> Result<()> {
+fn time<T>(what: &str, times: usize, mut run: impl FnMut() -> Result<T>) -> Result<()> {
     run()?;
     let mut millis = Vec::with_capacity(times);
     let before = processor_millis();

@@ -266,11 +266,13 @@ fn every_norm_has_the_right_eps() {
     table.finish();
 }
 
+/// Original key and shape, component, diffusers key, 1 where the original has a convolution [c, c, 1, 1] for a linear
+/// layer [c, c], the VAE attention's old key.
+type Sd15Row = (String, Vec<usize>, String, String, u8, Option<String>);
+
 #[derive(Deserialize)]
 struct Sd15Keys {
-    /// Original key and shape, component, diffusers key, 1 where the original has a convolution [c, c, 1, 1] for a
-    /// linear layer [c, c], the VAE attention's old key.
-    rows: Vec<(String, Vec<usize>, String, String, u8, Option<String>)>,
+    rows: Vec<Sd15Row>,
 }
 
 #[test]

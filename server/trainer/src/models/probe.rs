@@ -2,9 +2,12 @@
 
 use candle_core::Tensor;
 
+/// Gets a module's path and its output.
+type Observer<'a> = dyn FnMut(&str, &Tensor) + 'a;
+
 /// Hands the outputs of modules to an observer, with their path; off, it costs next to nothing.
 pub struct Probe<'a> {
-    observer: Option<&'a mut dyn FnMut(&str, &Tensor)>,
+    observer: Option<&'a mut Observer<'a>>,
     path: String,
 }
 

@@ -345,8 +345,8 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 /// The error function to 2e-7, a rational approximation on -4 to 4, beyond which it is 1 (as Eigen and XLA do it).
 #[inline(always)]
 pub(super) fn erf(x: f32) -> f32 {
-    let x = if x > 3.832_506_9 { 3.832_506_9 } else { x };
-    let x = if x < -3.832_506_9 { -3.832_506_9 } else { x };
+    let x = if x > 3.832_507 { 3.832_507 } else { x };
+    let x = if x < -3.832_507 { -3.832_507 } else { x };
     let square = x * x;
     let mut p = -2.726_142_3e-10;
     p = p * square + 2.770_681_4e-8;

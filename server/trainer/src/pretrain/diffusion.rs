@@ -93,7 +93,7 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
             });
         }
         diary.note(adam.updates, value, norm);
-        if adam.updates % SAVE_EVERY == 0 {
+        if adam.updates.is_multiple_of(SAVE_EVERY) {
             adam.save(&state)?;
         }
         if part.time_is_up(started) {

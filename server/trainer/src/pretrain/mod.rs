@@ -81,7 +81,7 @@ impl Diary {
     fn note(&mut self, update: u64, loss: f32, norm: f32) {
         const EVERY: u64 = 100;
         self.losses.push(loss);
-        if update % EVERY != 0 {
+        if !update.is_multiple_of(EVERY) {
             return;
         }
         let count = self.losses.len() as f32;
