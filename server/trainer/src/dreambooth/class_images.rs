@@ -1,9 +1,9 @@
 //! Pictures of the class, drawn by the base model, so that training does not make it forget the class.
 //!
-//! Each has a number and a seed of its own, so a run that was cut off draws the missing ones and no others.
+//! Each has a number and a seed of its own, so a run that was cut off goes on where it was, and ends with the same images.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use app::event::EventKind;
 use app::recipe::Concept;
@@ -52,6 +52,22 @@ pub fn fill(run: &Run, learner: &Learner, side_px: u32) -> Result<ControlFlow<()
     Ok(ControlFlow::Continue(()))
 }
 
+/// Numbers and paths of the images up to the last of the `missing`, those that are there already included: a picture's
+/// last bits depend on the batch it is drawn in, so a run that was cut off draws in the same batches again.
+fn numbers(folder: &Path, mut missing: usize, batch: usize) -> Vec<(u64, PathBuf)> {
+    let mut numbers = Vec::new();
+    for number in 0u64.. {
+        let path = folder.join(format!("class-{number:04}.png"));
+        let there = path.exists();
+        if missing == 0 && (!there || numbers.len() % batch == 0) {
+            break;
+        }
+        missing -= usize::from(!there);
+        numbers.push((number, path));
+    }
+    numbers
+}
+
 struct ConceptImages<'a> {
     run: &'a Run,
     learner: &'a Learner,
@@ -77,21 +93,19 @@ impl ConceptImages<'_> {
             self.done += 1;
             self.tell(&below.join(path.file_name().unwrap_or_default()))?;
         }
-        let missing = wanted as usize - here;
-        let names = (0u64..).map(|number| (number, format!("class-{number:04}.png")));
-        let free: Vec<(u64, String)> = names
-            .filter(|(_, name)| !folder.join(name).exists())
-            .take(missing)
-            .collect();
-        for group in free.chunks(self.run.recipe.sample_batch_size as usize) {
-            let numbers: Vec<u64> = group.iter().map(|(number, _)| *number).collect();
-            let Some(pictures) = self.draw(&numbers)? else {
+        let batch = self.run.recipe.sample_batch_size as usize;
+        for group in numbers(&folder, wanted as usize - here, batch).chunks(batch) {
+            if group.iter().all(|(_, path)| path.exists()) {
+                continue;
+            }
+            let drawn: Vec<u64> = group.iter().map(|(number, _)| *number).collect();
+            let Some(pictures) = self.draw(&drawn)? else {
                 return Ok(ControlFlow::Break(()));
             };
-            for ((_, name), picture) in group.iter().zip(pictures) {
-                pipeline::save_png(&picture.rgb, &folder.join(name))?;
+            for ((_, path), picture) in group.iter().zip(pictures).filter(|((_, path), _)| !path.exists()) {
+                pipeline::save_png(&picture.rgb, path)?;
                 self.done += 1;
-                self.tell(&below.join(name))?;
+                self.tell(&below.join(path.file_name().unwrap_or_default()))?;
             }
         }
         Ok(ControlFlow::Continue(()))
