@@ -67,8 +67,10 @@ pub fn recipe(reference: &str) -> RecipeDraft {
 /// whole run ends within two minutes on two cores.
 fn starter(draft: RecipeDraft) -> RecipeDraft {
     RecipeDraft {
-        max_train_steps: 240,
-        learning_rate: 1e-4,
+        max_train_steps: 360,
+        learning_rate: 5e-4,
+        // It was trained on padded prompts; without, the subject does not appear.
+        pad_tokens: true,
         prior: Some(PriorPreservation {
             num_class_images: 12,
             prior_loss_weight: 1.0,
@@ -77,6 +79,8 @@ fn starter(draft: RecipeDraft) -> RecipeDraft {
             n_save_sample: 4,
             sample_interval: 120,
             save_infer_steps: 16,
+            // More makes its colours garish.
+            save_guidance_scale: 4.0,
             ..SamplePlan::default()
         },
         checkpointing_steps: 60,
