@@ -21,7 +21,7 @@ run: build ## build what is missing, then serve http://127.0.0.1:7860
 	exec $(TARGET)/release/likeness $(ARGS)
 
 # The CUDA trainer comes first: cargo knows both builds of the trainer by one file name, and the CPU build must be what stays.
-build: page ## build the page, the server and the trainer (CUDA=1: the CUDA trainer too, wherever; CUDA=0: not)
+build: page ## build the page, the server and the trainer (CUDA=1: the CUDA trainer too)
 	@if scripts/cuda.sh wanted; then scripts/cuda.sh build; fi
 	$(CARGO) build --locked --release -p web -p trainer
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The trainer's CUDA build.
 #   cuda.sh build      target/release/likeness-trainer-cuda
-#   cuda.sh wanted     succeeds where `make build` should build it: a toolkit or a GPU is here, or CUDA=1
+#   cuda.sh wanted     succeeds where `make build` should build it: with CUDA=1
 #   cuda.sh check      compiles kernels and checks the Rust side, without linking; needs no GPU
 #   cuda.sh libraries  brings the run-time libraries that the built program lacks on a machine with a GPU
 #   cuda.sh test       runs the program's self-test on the GPU
@@ -14,13 +14,9 @@ cd "$root"
 
 program=$target/release/likeness-trainer-cuda
 
-wanted() {
-    case ${CUDA:-} in
-        1) return 0 ;;
-        0) return 1 ;;
-    esac
-    gpu_answers || cuda_toolkit >/dev/null
-}
+# Only when asked for: its optimizer for DreamBooth runs on the CPU alone so far, and the server would take this build
+# wherever it finds one. When it trains, `gpu_answers || cuda_toolkit >/dev/null` belongs here again.
+wanted() { [ "${CUDA:-}" = 1 ]; }
 
 build() {
     scripts/setup.sh cuda
