@@ -1,5 +1,6 @@
 //! What the whole-system tests share: where the executables are, and a server to talk to.
 
+pub mod browser;
 pub mod server;
 
 use std::path::{Path, PathBuf};

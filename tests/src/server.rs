@@ -18,8 +18,13 @@ pub struct Server {
 impl Server {
     /// Starts the server and waits until it listens. Without `trainer` it takes the one built beside it.
     pub fn start(data: &Path, trainer: Option<&Path>, more: &[&str]) -> anyhow::Result<Self> {
+        Self::start_at("127.0.0.1:0", data, trainer, more)
+    }
+
+    /// At an address that is already known, as after a crash.
+    pub fn start_at(listen: &str, data: &Path, trainer: Option<&Path>, more: &[&str]) -> anyhow::Result<Self> {
         let mut command = Command::new(crate::executable("likeness"));
-        command.args(["--listen", "127.0.0.1:0", "--data"]).arg(data).args(more);
+        command.args(["--listen", listen, "--data"]).arg(data).args(more);
         if let Some(trainer) = trainer {
             command.arg("--trainer").arg(trainer);
         }
@@ -66,6 +71,11 @@ impl Server {
 
     /// `kill -9`.
     pub fn kill(mut self) -> anyhow::Result<()> {
+        self.crash()
+    }
+
+    /// `kill -9`, for one that is held on to until another takes its place.
+    pub fn crash(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())

@@ -2,6 +2,7 @@
 //! comparison with the reference numbers; `browser` drives a real Chromium.
 
 mod api;
+mod browser;
 mod golden;
 mod job;
 mod starter;

@@ -190,7 +190,7 @@ pub fn LossChart(live: Live) -> impl IntoView {
     let instance = move || drawing.with(|d| figure(d.instance.as_ref()));
     let class = move || drawing.with(|d| figure(d.class.as_ref()));
     view! {
-        <figure class="chart">
+        <figure class="chart" data-points=move || live.run.with(|run| run.points.len())>
             <figcaption>
                 <span class="chart-name">"Loss"</span>
                 <span class="key key-instance">"your photos " <b class="figures">{instance}</b></span>

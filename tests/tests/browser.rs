@@ -1,0 +1,456 @@
+//! The whole job as a person does it, in a real Chromium: photos in, crop, train, reload, download.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+use app::job::JobDetail;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tests::browser::{Browser, Screen};
+use tests::server::Server;
+use thirtyfour::prelude::*;
+
+/// Longest that any one thing may take, on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Real photographs of one subject, and its class noun.
+struct Subject {
+    photos: Vec<PathBuf>,
+    noun: &'static str,
+}
+
+impl Subject {
+    fn of(folder: &Path, noun: &'static str) -> anyhow::Result<Self> {
+        let mut photos: Vec<PathBuf> = std::fs::read_dir(folder.canonicalize()?)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<anyhow::Result<_>>()?;
+        photos.sort();
+        Ok(Self { photos, noun })
+    }
+
+    /// The set that ships with the repository.
+    fn cat() -> anyhow::Result<Self> {
+        Self::of(&tests::repository().join("tests/fixtures/cat"), "cat")
+    }
+
+    /// A set that lies beside the repository on some machines; else the one inside.
+    fn dog() -> anyhow::Result<Self> {
+        let beside = tests::repository().join("../shared/photos/dog6");
+        if beside.is_dir() {
+            Self::of(&beside, "dog")
+        } else {
+            Self::cat()
+        }
+    }
+}
+
+/// A visit to a fresh server.
+struct Visit {
+    folder: tempfile::TempDir,
+    server: Server,
+    browser: Browser,
+}
+
+impl Visit {
+    async fn new(screen: Screen) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        std::fs::create_dir(folder.path().join("downloads"))?;
+        let server = Server::start(&folder.path().join("data"), None, &[])?;
+        let browser = Browser::start(screen, &folder.path().join("downloads")).await?;
+        browser.page.goto(server.url.as_str()).await?;
+        browser.see("input.pick").await?;
+        Ok(Self {
+            folder,
+            server,
+            browser,
+        })
+    }
+
+    async fn add(&self, photos: &[PathBuf]) -> anyhow::Result<()> {
+        let paths: Vec<_> = photos.iter().map(|path| path.to_string_lossy()).collect();
+        self.browser
+            .see("input.pick")
+            .await?
+            .send_keys(paths.join("\n"))
+            .await?;
+        Ok(())
+    }
+
+    async fn wait_for_uploads(&self, count: usize) -> anyhow::Result<()> {
+        let all = format!("return document.querySelectorAll('.upload-done').length === {count}");
+        self.browser.wait_until("all photos are saved", &all, PATIENCE).await
+    }
+
+    async fn go(&self, place: &str) -> anyhow::Result<()> {
+        self.browser.ask(&format!("location.hash = '{place}'")).await?;
+        Ok(())
+    }
+
+    async fn set(&self, setting: &str, value: &str) -> anyhow::Result<()> {
+        self.browser.fill(&format!("[id='{setting}']"), value).await
+    }
+
+    /// Opens the settings, fills them in, and starts.
+    async fn start(&self, settings: &[(&str, &str)]) -> anyhow::Result<String> {
+        self.go("#train").await?;
+        self.browser.click(".all-settings .disclosure").await?;
+        for (setting, value) in settings {
+            self.set(setting, value).await?;
+        }
+        self.browser.shoot("train-settings").await?;
+        self.browser.click(".start .button").await?;
+        let on_its_run = "return location.hash.startsWith('#run/')";
+        self.browser
+            .wait_until("the run is shown", on_its_run, PATIENCE)
+            .await?;
+        let url = self.browser.page.current_url().await?;
+        let hash = url.fragment().context("a place")?;
+        Ok(hash.trim_start_matches("run/").to_owned())
+    }
+
+    async fn detail(&self, job: &str) -> anyhow::Result<JobDetail> {
+        let answer = reqwest::get(format!("{}/api/jobs/{job}", self.server.url)).await?;
+        Ok(serde_json::from_slice(&answer.bytes().await?)?)
+    }
+
+    async fn wait_for_step(&self, step: u32) -> anyhow::Result<()> {
+        let there = format!(
+            "return [...document.querySelectorAll('.meters dd')].some(dd => parseInt(dd.innerText) >= {step} && / of /.test(dd.innerText))"
+        );
+        let what = format!("step {step}");
+        self.browser.wait_until(&what, &there, PATIENCE).await
+    }
+
+    async fn wait_for_results(&self) -> anyhow::Result<()> {
+        let done = "return !!document.querySelector('.watch-head a.button-strong[href^=\"#results\"]')";
+        self.browser.wait_until("training is done", done, PATIENCE).await?;
+        self.browser.click(".watch-head a.button-strong").await?;
+        self.browser.see(".download a").await?;
+        Ok(())
+    }
+
+    /// Clicks the download of a file with this ending, and gives the file when it is whole.
+    async fn download(&self, ending: &str) -> anyhow::Result<PathBuf> {
+        let link = format!(".download a[download$='{ending}']");
+        let name = self
+            .browser
+            .see(&link)
+            .await?
+            .attr("download")
+            .await?
+            .context("a file name")?;
+        self.browser.click(&link).await?;
+        let path = self.folder.path().join("downloads").join(name);
+        for _ in 0..600 {
+            // Chromium gives a file its name when all of it is there.
+            if path.is_file() {
+                return Ok(path);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        anyhow::bail!("{} does not arrive", path.display())
+    }
+
+    /// No error in the page's console since the last call. The network's are none: asking whether a photo is there
+    /// already is answered with 404.
+    async fn expect_no_errors(&self) -> anyhow::Result<()> {
+        let log = self.browser.page.browser_log().await?;
+        let is_error = |entry: &&thirtyfour::BrowserLogEntry| {
+            entry.level == "SEVERE" && entry.source.as_deref() != Some("network")
+        };
+        let severe: Vec<_> = log.iter().filter(is_error).collect();
+        anyhow::ensure!(severe.is_empty(), "the page's console: {severe:?}");
+        Ok(())
+    }
+}
+
+/// The crop of the first photo, moved by hand, by wheel and by key.
+async fn crop_by_hand(visit: &Visit) -> anyhow::Result<()> {
+    let browser = &visit.browser;
+    browser.click(".print-open").await?;
+    let numbers = browser.text("dialog.editor[open] .editor-numbers").await?;
+    let photo = browser.see("svg.editor-photo").await?;
+    browser
+        .page
+        .action_chain()
+        .move_to_element_center(&photo)
+        .perform()
+        .await?;
+    // Closer first, so that there is room to drag.
+    browser
+        .ask(
+            "const p = document.querySelector('svg.editor-photo'), r = p.getBoundingClientRect();
+             for (let i = 0; i < 3; i++) p.dispatchEvent(new WheelEvent('wheel', { deltaY: -240, bubbles: true, cancelable: true,
+                 clientX: r.x + r.width / 2, clientY: r.y + r.height / 2 }))",
+        )
+        .await?;
+    let closer = browser.text(".editor-numbers").await?;
+    anyhow::ensure!(closer != numbers, "the wheel does nothing: {numbers}");
+    let drag = browser
+        .page
+        .action_chain()
+        .move_to_element_center(&photo)
+        .click_and_hold();
+    drag.move_by_offset(-30, 10).release().perform().await?;
+    let dragged = browser.text(".editor-numbers").await?;
+    anyhow::ensure!(dragged != closer, "dragging does nothing: {closer}");
+    let keys = browser.page.action_chain();
+    keys.send_keys(Key::Right + "").send_keys("+").perform().await?;
+    anyhow::ensure!(
+        browser.text(".editor-numbers").await? != dragged,
+        "keys do nothing: {dragged}"
+    );
+    browser.shoot("crop-editor").await?;
+    browser
+        .page
+        .action_chain()
+        .send_keys(Key::Escape + "")
+        .perform()
+        .await?;
+    let closed = "return !document.querySelector('dialog.editor[open]')";
+    browser.wait_until("the editor closes", closed, PATIENCE).await
+}
+
+fn sha256_of(path: &Path) -> anyhow::Result<String> {
+    Ok(hex::encode(Sha256::digest(std::fs::read(path)?)))
+}
+
+/// Draws with the file through the command line; the picture is not one colour.
+fn draw_with(checkpoint: &Path, out: &Path) -> anyhow::Result<()> {
+    let drawn = Command::new(tests::executable("likeness"))
+        .args([
+            "sample",
+            "--prompt",
+            "photo of zwx dog",
+            "--steps",
+            "6",
+            "--seed",
+            "3",
+            "--num_samples",
+            "1",
+        ])
+        .arg("--model")
+        .arg(checkpoint)
+        .arg("--out")
+        .arg(out)
+        .output()?;
+    anyhow::ensure!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+    let picture = std::fs::read_dir(out)?.next().context("a picture")??.path();
+    let colours: BTreeSet<_> = image::open(picture)?.to_rgb8().pixels().map(|p| p.0).collect();
+    anyhow::ensure!(colours.len() > 16, "a picture of {} colours", colours.len());
+    Ok(())
+}
+
+/// Opens a checkpoint with the safetensors crate and compares it with SD's own list of keys: what the base model
+/// has of it, with the base model's shapes, all in f16 and finite, and nothing else.
+fn check_against_sd(checkpoint: &Path, base: &Path) -> anyhow::Result<()> {
+    let list = std::fs::read(tests::repository().join("tests/golden/convert/sd15_keys.json"))?;
+    let list: Value = serde_json::from_slice(&list)?;
+    let mut base_shapes = BTreeMap::new();
+    for (network, file) in [
+        ("unet", "unet/diffusion_pytorch_model.safetensors"),
+        ("vae", "vae/diffusion_pytorch_model.safetensors"),
+        ("text_encoder", "text_encoder/model.safetensors"),
+    ] {
+        let bytes = std::fs::read(base.join(file))?;
+        for (name, view) in SafeTensors::deserialize(&bytes)?.tensors() {
+            base_shapes.insert((network, name), view.shape().to_vec());
+        }
+    }
+    let mut expected = BTreeMap::new();
+    for row in list["rows"].as_array().context("rows")? {
+        let text = |at: usize| row[at].as_str().context("text");
+        let network = ["unet", "vae", "text_encoder"]
+            .into_iter()
+            .find(|n| Some(*n) == row[2].as_str());
+        let network = network.context("a network")?;
+        if let Some(mut shape) = base_shapes.remove(&(network, text(3)?.to_owned())) {
+            if row[4] == 1 {
+                shape.extend([1, 1]);
+            }
+            expected.insert(text(0)?.to_owned(), shape);
+        }
+    }
+    anyhow::ensure!(base_shapes.is_empty(), "not in SD's list: {:?}", base_shapes.keys());
+
+    let bytes = std::fs::read(checkpoint)?;
+    let found = SafeTensors::deserialize(&bytes)?;
+    anyhow::ensure!(
+        found.len() == expected.len(),
+        "{} keys, not {}",
+        found.len(),
+        expected.len()
+    );
+    for (key, shape) in expected {
+        let view = found.tensor(&key).with_context(|| key.clone())?;
+        anyhow::ensure!(view.shape() == shape, "{key}: {:?}, not {shape:?}", view.shape());
+        anyhow::ensure!(view.dtype() == Dtype::F16, "{key}: {:?}", view.dtype());
+        let halves = view
+            .data()
+            .chunks_exact(2)
+            .map(|b| half::f16::from_le_bytes([b[0], b[1]]));
+        anyhow::ensure!(halves.into_iter().all(|v| v.is_finite()), "{key} is not finite");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_first_run_with_the_starter() -> anyhow::Result<()> {
+    let subject = Subject::cat()?;
+    let mut visit = Visit::new(Screen::Desktop).await?;
+    visit.browser.shoot("photos-empty").await?;
+    visit.add(&subject.photos).await?;
+    visit.wait_for_uploads(subject.photos.len()).await?;
+    visit.browser.shoot("photos").await?;
+    let first = "return JSON.parse(localStorage['likeness.photos'])[0].sha256";
+    let suggested = visit.browser.ask(first).await?;
+    crop_by_hand(&visit).await?;
+    visit.wait_for_uploads(subject.photos.len()).await?;
+    assert_ne!(
+        visit.browser.ask(first).await?,
+        suggested,
+        "the crop made by hand is sent"
+    );
+
+    visit.go("#subject").await?;
+    visit.browser.fill("#class_noun", subject.noun).await?;
+    visit.browser.shoot("subject").await?;
+    let steps = 40;
+    let settings = [
+        ("max_train_steps", "40"),
+        ("prior.num_class_images", "4"),
+        ("samples.n_save_sample", "2"),
+        ("samples.sample_interval", "20"),
+        ("samples.save_infer_steps", "8"),
+        ("samples.save_sample_prompt", "photo of zwx cat"),
+    ];
+    let job = visit.start(&settings).await?;
+
+    let detail = visit.detail(&job).await?;
+    assert_eq!(detail.recipe.concepts[0].instance_prompt, "photo of zwx cat");
+    visit.wait_for_step(5).await?;
+    visit.expect_no_errors().await?;
+    visit.browser.shoot("watch-early").await?;
+
+    // The page is closed and opened again, then the server dies and comes back while it is open.
+    visit.browser.page.refresh().await?;
+    visit.wait_for_step(6).await?;
+    let rounds = "return document.querySelectorAll('.strip-round').length";
+    assert!(
+        visit.browser.ask(rounds).await?.as_u64() >= Some(1),
+        "the round before training is back"
+    );
+    let address = visit.server.url.trim_start_matches("http://").to_owned();
+    let data = visit.folder.path().join("data");
+    visit.server.crash()?;
+    let lost = "return !!document.querySelector('.connection .notice')";
+    visit
+        .browser
+        .wait_until("the page says that the server is away", lost, PATIENCE)
+        .await?;
+    visit.browser.shoot("watch-lost").await?;
+    visit.server = Server::start_at(&address, &data, None, &[])?;
+    let back = "return !document.querySelector('.connection .notice')";
+    visit
+        .browser
+        .wait_until("the page is connected again", back, PATIENCE)
+        .await?;
+
+    visit
+        .browser
+        .wait_until(
+            "training is done",
+            "return !!document.querySelector('.watch-head a.button-strong[href^=\"#results\"]')",
+            PATIENCE,
+        )
+        .await?;
+    visit.browser.shoot("watch-done").await?;
+    // Nothing is missing: every step's loss is in the curve, every round in the strip.
+    let points = visit
+        .browser
+        .ask("return +document.querySelector('.chart').dataset.points")
+        .await?;
+    assert_eq!(points.as_u64(), Some(steps), "points in the curve");
+    assert_eq!(visit.browser.count(".strip-round").await?, 3, "rounds: 0, 20, 40");
+    visit.wait_for_results().await?;
+    visit.browser.shoot("results").await?;
+    let about = visit.browser.text(".results").await?;
+    assert!(about.contains("Only Likeness draws from it"), "{about}");
+    for ending in [".safetensors", ".ckpt"] {
+        let file = visit.download(ending).await?;
+        let sum = visit
+            .browser
+            .text(&format!(".download:has(a[download$='{ending}']) code"))
+            .await?;
+        assert_eq!(sha256_of(&file)?, sum, "{ending}");
+        draw_with(&file, &visit.folder.path().join(format!("drawn{ending}")))?;
+    }
+    visit.expect_no_errors().await?;
+    visit.browser.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_trains_a_model_of_stable_diffusions_structure() -> anyhow::Result<()> {
+    let subject = Subject::dog()?;
+    let base = tests::repository().join("tests/golden/tiny-sd");
+    let visit = Visit::new(Screen::Phone).await?;
+    visit.add(&subject.photos).await?;
+    visit.wait_for_uploads(subject.photos.len()).await?;
+    visit.go("#subject").await?;
+    visit.browser.fill("#class_noun", subject.noun).await?;
+
+    // A path that is none is named, and loses nothing.
+    visit.browser.fill("#model-path", "/nowhere/model.safetensors").await?;
+    visit.browser.click("form.field button[type=submit]").await?;
+    let problem = visit.browser.text(".notice-error").await?;
+    assert!(problem.contains("/nowhere/model.safetensors"), "{problem}");
+    visit.browser.shoot("phone-subject-problem").await?;
+    visit.browser.fill("#model-path", &base.to_string_lossy()).await?;
+    visit.browser.click("form.field button[type=submit]").await?;
+    visit
+        .browser
+        .wait_until(
+            "the model is known",
+            "return document.querySelectorAll('.model').length === 2",
+            PATIENCE,
+        )
+        .await?;
+    visit
+        .browser
+        .ask("document.querySelectorAll('.model input')[1].click()")
+        .await?;
+    visit.go("#photos").await?;
+    visit.wait_for_uploads(subject.photos.len()).await?;
+    visit.browser.shoot("phone-photos").await?;
+    for place in ["#photos", "#subject", "#train", "#run", "#results"] {
+        visit.go(place).await?;
+        visit.browser.see("main h1, main h2").await?;
+        let too_wide = "return document.documentElement.scrollWidth - innerWidth";
+        assert_eq!(
+            visit.browser.ask(too_wide).await?.as_i64(),
+            Some(0),
+            "{place} is wider than a phone"
+        );
+        visit.browser.shoot(&format!("phone-{}", &place[1..])).await?;
+    }
+    let settings = [
+        ("max_train_steps", "6"),
+        ("prior.num_class_images", "3"),
+        ("samples.n_save_sample", "1"),
+        ("samples.sample_interval", "3"),
+        ("samples.save_infer_steps", "4"),
+    ];
+    visit.start(&settings).await?;
+    visit.browser.see(".class-images img, .round img").await?;
+    visit.browser.shoot("phone-watch").await?;
+    visit.wait_for_results().await?;
+    visit.browser.shoot("phone-results-done").await?;
+    let file = visit.download(".safetensors").await?;
+    check_against_sd(&file, &base)?;
+    draw_with(&file, &visit.folder.path().join("drawn"))?;
+    visit.browser.end().await
+}
