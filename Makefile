@@ -12,7 +12,7 @@ export CUDA
 SHELL := /bin/bash
 # The order of prerequisites is the order of costs.
 .NOTPARALLEL:
-.PHONY: help run build test test-fast lint page browser native-tests check-cuda test-cuda bench-cuda clean
+.PHONY: help run build test test-fast lint page browser native-tests pictures bench-photos check-cuda test-cuda bench-cuda clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,15 @@ browser:
 native-tests: page
 	$(CARGO) build $(NATIVE) --bins --tests
 	@. scripts/browser-env.sh && set -x && $(CARGO) test $(NATIVE)
+
+pictures: page browser ## draw the README's pictures again, by a first run in a real browser
+	$(CARGO) build $(NATIVE) --bins --tests
+	@. scripts/browser-env.sh && set -x && LIKENESS_SCREENSHOTS=$(CURDIR)/target/pictures $(CARGO) test $(NATIVE) --test main \
+		browser_pictures_of_a_first_run -- --ignored
+
+bench-photos: page browser ## time 24 large photos from drop to uploaded, in a real browser
+	$(CARGO) build $(NATIVE) --bins
+	@. scripts/browser-env.sh && set -x && $(CARGO) bench --locked --workspace --exclude frontend --profile release --bench photos
 
 check-cuda: ## compile the CUDA kernels and check the CUDA trainer; needs no GPU
 	scripts/cuda.sh check

@@ -454,3 +454,76 @@ async fn browser_trains_a_model_of_stable_diffusions_structure() -> anyhow::Resu
     draw_with(&file, &visit.folder.path().join("drawn"))?;
     visit.browser.end().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_example_photos_are_one_click_away_and_drops_are_judged() -> anyhow::Result<()> {
+    let mut visit = Visit::new(Screen::Desktop).await?;
+    visit.browser.click(".demo button").await?;
+    visit.wait_for_uploads(8).await?;
+    visit.go("#subject").await?;
+    let prompt = "return document.querySelector('#instance_prompt').value";
+    assert_eq!(visit.browser.ask(prompt).await?, "photo of zwx cat");
+    visit.go("#photos").await?;
+
+    // The same photo again, and a file that is none.
+    let drop = "const drop = files => { const data = new DataTransfer(); files.forEach(f => data.items.add(f));
+        window.dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })) };";
+    let again = "fetch('/demo/02.jpg').then(a => a.blob()).then(b => drop([new File([b], 'again.jpg')]))";
+    visit.browser.ask(&format!("{drop} {again}")).await?;
+    let told =
+        "return document.querySelector('.photos-news').innerText.includes('again.jpg is here already, as photo 3')";
+    visit.browser.wait_until("the twin is named", told, PATIENCE).await?;
+    visit
+        .browser
+        .ask(&format!("{drop} drop([new File(['no photo'], 'notes.jpg')])"))
+        .await?;
+    visit.browser.see(".print-failed .print-error").await?;
+    let title = "return document.querySelector('.print-failed .print-name').innerText";
+    assert_eq!(visit.browser.ask(title).await?, "notes.jpg");
+    visit.expect_no_errors().await?;
+    visit.browser.shoot("photos-unreadable").await?;
+    visit.browser.click(".print-failed .print-remove").await?;
+
+    // A photo that the server does not get is sent again when it is back.
+    let address = visit.server.url.trim_start_matches("http://").to_owned();
+    visit
+        .browser
+        .ask("window.late = fetch('/demo/05.jpg').then(a => a.blob())")
+        .await?;
+    visit.browser.click(".print:nth-child(6) .print-remove").await?;
+    visit.browser.ask("window.late.then(() => window.ready = true)").await?;
+    visit
+        .browser
+        .wait_until("the photo is at hand", "return window.ready === true", PATIENCE)
+        .await?;
+    visit.server.crash()?;
+    let late = "window.late.then(b => drop([new File([b, ' '], 'late.jpg')]))";
+    visit.browser.ask(&format!("{drop} {late}")).await?;
+    visit.browser.see(".upload-failed").await?;
+    visit.browser.shoot("photos-not-sent").await?;
+    visit.server = Server::start_at(&address, &visit.folder.path().join("data"), None, &[])?;
+    visit.wait_for_uploads(8).await?;
+    visit.browser.end().await
+}
+
+/// A first run with nothing changed, for the pictures in the README: `make pictures`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes, for its pictures only"]
+async fn browser_pictures_of_a_first_run() -> anyhow::Result<()> {
+    let visit = Visit::new(Screen::Desktop).await?;
+    visit.browser.shoot("empty").await?;
+    visit.browser.click(".demo button").await?;
+    visit.wait_for_uploads(8).await?;
+    visit.browser.shoot("photos").await?;
+    visit.go("#train").await?;
+    visit.browser.see(".start .button:not([disabled])").await?;
+    visit.browser.shoot("train").await?;
+    visit.browser.click(".start .button").await?;
+    visit.wait_for_step(300).await?;
+    visit.browser.shoot("watch").await?;
+    visit.wait_for_results().await?;
+    // Samples develop as they come.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    visit.browser.shoot("results").await?;
+    visit.browser.end().await
+}

@@ -9,13 +9,14 @@ pub use keys::while_shown;
 
 use app::job::JobState;
 use leptos::prelude::*;
+use leptos::task::spawn_local;
 
 use crate::net::http::Fetched;
 use crate::net::live::{Link, Live};
 use crate::place::{self, Place};
 use crate::prep::Prep;
 use crate::results::ResultsPlace;
-use crate::studio::{PhotosPlace, Studio};
+use crate::studio::{self, PhotosPlace, Studio};
 use crate::subject::SubjectPlace;
 use crate::train::TrainPlace;
 use crate::ui::{Announcer, Notice, Tone};
@@ -30,6 +31,11 @@ pub fn App() -> impl IntoView {
     let announcer = Announcer(RwSignal::new(String::new()));
     provide_context(announcer);
     follow_job(place, live);
+    Effect::new(move |_| {
+        if live.link.get() == Link::Open {
+            studio.retry_failed();
+        }
+    });
     announce_ends(live, announcer);
     show_progress_in_title(live);
 
@@ -43,7 +49,7 @@ pub fn App() -> impl IntoView {
         now
     });
     let shown = move || match index.get() {
-        0 => view! { <PhotosPlace studio /> }.into_any(),
+        0 => view! { <PhotosPlace studio try_demo=Callback::new(move |()| show_demo(studio, prep)) /> }.into_any(),
         1 => view! { <SubjectPlace prep live /> }.into_any(),
         2 => view! { <TrainPlace prep studio live /> }.into_any(),
         3 => view! { <WatchPlace live /> }.into_any(),
@@ -57,6 +63,17 @@ pub fn App() -> impl IntoView {
         <keys::KeysDialog />
         <p class="spoken" aria-live="polite">{move || announcer.0.get()}</p>
     }
+}
+
+/// The photos that ship with the page, and the word for what they show.
+fn show_demo(studio: Studio, prep: Prep) {
+    prep.draft
+        .update(|draft| draft.class_noun = studio::demo::CLASS_NOUN.into());
+    spawn_local(async move {
+        if let Err(words) = studio::demo::add(studio).await {
+            studio.news.set(words);
+        }
+    });
 }
 
 /// The hash is the route, so that the link must not change it.

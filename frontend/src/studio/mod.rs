@@ -3,6 +3,7 @@
 //! `Studio` holds them and does the work; `PhotosPlace` shows them. A studio lives as long as the owner it is made under,
 //! so that photos outlive the place that shows them. Make one per subject.
 
+pub mod demo;
 mod editor;
 mod entry;
 mod gesture;
@@ -226,7 +227,8 @@ impl Studio {
         }
     }
 
-    fn retry_failed(&self) {
+    /// Another try for all that failed, as when the server is back.
+    pub fn retry_failed(&self) {
         for entry in self.photos.get_untracked() {
             if matches!(entry.upload.get_untracked(), Upload::Failed { .. }) {
                 self.retry(entry);

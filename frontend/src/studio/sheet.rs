@@ -6,16 +6,16 @@ use leptos::prelude::*;
 use wasm_bindgen::JsCast;
 use web_sys::HtmlElement;
 
-use super::Studio;
 use super::editor::CropEditor;
 use super::intake::{self, ACCEPT};
 use super::print::Print;
+use super::{Studio, demo};
 
 /// The first place: drop photos, look at the verdicts, crop.
 ///
-/// `demo` adds a set of photos for those who have none; without it nothing is offered.
+/// `try_demo` adds a set of photos for those who have none.
 #[component]
-pub fn PhotosPlace(studio: Studio, #[prop(optional_no_strip)] demo: Option<Callback<()>>) -> impl IntoView {
+pub fn PhotosPlace(studio: Studio, try_demo: Callback<()>) -> impl IntoView {
     let hovering = intake::drop_anywhere(studio);
     let is_empty = Memo::new(move |_| studio.photos.read().is_empty());
     view! {
@@ -29,7 +29,7 @@ pub fn PhotosPlace(studio: Studio, #[prop(optional_no_strip)] demo: Option<Callb
                     <PickButton studio label="Add photos" class="button" />
                 </Show>
             </header>
-            <Show when=move || !is_empty.get() fallback=move || view! { <EmptySheet studio demo /> }>
+            <Show when=move || !is_empty.get() fallback=move || view! { <EmptySheet studio try_demo /> }>
                 <Sheet studio />
             </Show>
             <p class="photos-news" role="status">{move || studio.news.get()}</p>
@@ -42,7 +42,7 @@ pub fn PhotosPlace(studio: Studio, #[prop(optional_no_strip)] demo: Option<Callb
 }
 
 #[component]
-fn EmptySheet(studio: Studio, demo: Option<Callback<()>>) -> impl IntoView {
+fn EmptySheet(studio: Studio, try_demo: Callback<()>) -> impl IntoView {
     view! {
         <div class="sheet-empty">
             <div class="sheet-blank" aria-hidden="true">
@@ -55,14 +55,14 @@ fn EmptySheet(studio: Studio, demo: Option<Callback<()>>) -> impl IntoView {
             </p>
             <div class="sheet-empty-actions">
                 <PickButton studio label="Choose photos" class="button button-strong" />
-                {demo
-                    .map(|demo| {
-                        view! {
-                            <button type="button" class="button button-quiet" on:click=move |_| demo.run(())>
-                                "Try it with these photos"
-                            </button>
-                        }
-                    })}
+            </div>
+            <div class="demo">
+                <div class="demo-strip" aria-hidden="true">
+                    {demo::urls().map(|url| view! { <img src=url alt="" /> }).collect_view()}
+                </div>
+                <button type="button" class="button button-quiet" on:click=move |_| try_demo.run(())>
+                    "Try it with these photos"
+                </button>
             </div>
         </div>
     }

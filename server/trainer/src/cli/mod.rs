@@ -65,7 +65,8 @@ pub fn run() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{error:#}");
+            // For a person: the log's time and level would stand in the way of the words.
+            eprintln!("error: {error:#}");
             ExitCode::from(if error.is::<WrongUse>() { 2 } else { 1 })
         }
     }
