@@ -100,6 +100,16 @@ pub enum EventKind {
         /// Path below the job folder, at most 256 px, JPEG. Sent as a binary frame after this event.
         preview: String,
     },
+    /// What the samples of `step` show, by the base model's own features.
+    Meters {
+        step: u32,
+        /// How like the photos the samples are: 0 as any other of its kind, 1 as alike as the photos themselves.
+        likeness: f32,
+        /// How far pictures of the class have moved towards the subject: 0 not at all, 1 all the way. Absent without
+        /// a class prompt.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        drift: Option<f32>,
+    },
     /// The training state is on disk: a crash from here on loses nothing before this step.
     StateSaved {
         step: u32,

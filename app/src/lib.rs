@@ -12,6 +12,7 @@ pub mod dataset;
 pub mod draft;
 pub mod event;
 pub mod job;
+pub mod meters;
 pub mod photo;
 pub mod pixels;
 pub mod preset;

@@ -29,6 +29,13 @@ pub struct SampleShot {
     pub preview: String,
 }
 
+/// What a round of samples shows; see `EventKind::Meters`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reading {
+    pub likeness: f32,
+    pub drift: Option<f32>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Progress {
     pub done: u32,
@@ -54,6 +61,8 @@ pub struct Run {
     /// By step; within a step ordered by index.
     pub samples: BTreeMap<u32, Vec<SampleShot>>,
     pub sample_steps: Vec<u32>,
+    /// By step: likeness, and drift where there is a class.
+    pub readings: BTreeMap<u32, Reading>,
     pub saved_step: Option<u32>,
     pub exported: Vec<ExportFile>,
     pub exported_step: Option<u32>,
@@ -77,6 +86,7 @@ impl Default for Run {
             class_image_files: Vec::new(),
             samples: BTreeMap::new(),
             sample_steps: Vec::new(),
+            readings: BTreeMap::new(),
             saved_step: None,
             exported: Vec::new(),
             exported_step: None,
@@ -130,6 +140,7 @@ impl Run {
                 if let Some(kept) = rewound_to {
                     self.points.retain(|p| p.step <= *kept);
                     self.samples.retain(|step, _| step <= kept);
+                    self.readings.retain(|step, _| step <= kept);
                 }
             }
             EventKind::Phase { phase } => self.phase = Some(*phase),
@@ -191,6 +202,10 @@ impl Run {
                     preview: preview.clone(),
                 });
                 round.sort_by_key(|shot| shot.index);
+            }
+            EventKind::Meters { step, likeness, drift } => {
+                let (likeness, drift) = (*likeness, *drift);
+                self.readings.insert(*step, Reading { likeness, drift });
             }
             EventKind::StateSaved { step } => self.saved_step = Some(*step),
             EventKind::Exported { step, files } => {

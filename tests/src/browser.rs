@@ -1,6 +1,7 @@
 //! A headless Chromium that is driven as a person would: one profile, one window.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ pub enum Screen {
 /// The driver and its browser: both end with their value.
 pub struct Browser {
     driver: Child,
+    port: u16,
     pub page: WebDriver,
 }
 
@@ -44,7 +46,7 @@ impl Browser {
                 return Err(error).context("the browser does not start");
             }
         };
-        Ok(Self { driver, page })
+        Ok(Self { driver, port, page })
     }
 
     /// The first element, waited for.
@@ -165,8 +167,16 @@ fn options(screen: Screen, downloads: &Path) -> anyhow::Result<thirtyfour::Chrom
 }
 
 impl Drop for Browser {
+    /// A driver that is killed leaves its browser behind: it is asked to end, and killed only when it does not answer.
     fn drop(&mut self) {
-        // chromedriver takes its browser with it.
+        let asked = TcpStream::connect(("127.0.0.1", self.port))
+            .and_then(|mut driver| driver.write_all(b"GET /shutdown HTTP/1.1\r\nhost: localhost\r\n\r\n"));
+        for _ in 0..50 {
+            if asked.is_err() || matches!(self.driver.try_wait(), Ok(Some(_))) {
+                break;
+            }
+            std::thread::sleep(POLL);
+        }
         if self.driver.kill().is_ok() && self.driver.wait().is_err() {
             eprintln!("chromedriver was not there to be waited for");
         }

@@ -2,6 +2,7 @@
 
 mod chart;
 mod figures;
+mod meters;
 mod rounds;
 mod stop;
 
@@ -16,6 +17,7 @@ use crate::place::Place;
 use crate::ui::{Announcer, Empty, Notice, Tone};
 use chart::LossChart;
 use figures::Figures;
+use meters::Meters;
 use rounds::Round;
 pub use rounds::{RoundStrip, arrow_keys, file_url};
 use stop::StopButton;
@@ -101,6 +103,7 @@ fn WatchRun(live: Live, job: JobId) -> impl IntoView {
                 </section>
                 <section class="watch-figures" aria-label="Figures">
                     <LossChart live />
+                    <Meters live />
                     <Figures live />
                 </section>
             </div>

@@ -1,6 +1,7 @@
 //! Rounds of samples: one large, all of them as a strip.
 
 use app::job::JobId;
+use app::meters;
 use app::run::SampleShot;
 use leptos::prelude::*;
 
@@ -91,6 +92,7 @@ pub fn RoundStrip(
         live.run
             .with_untracked(|run| run.samples.get(&step).and_then(|shots| shots.first().cloned()))
     };
+    let best = Memo::new(move |_| live.run.with(|run| meters::best(&run.readings)));
     view! {
         <ol class="strip" aria-label="Rounds of samples">
             <For each=move || steps.get() key=|step| *step let:step>
@@ -98,6 +100,9 @@ pub fn RoundStrip(
                     <button type="button" class="strip-round" aria-current=move || (shown.get() == step).then_some("true") on:click=move |_| choose(step)>
                         {first(step).map(|shot| view! { <img class="develop" src=preview_url(live, &job.get_value(), step, &shot) alt="" /> })}
                         <span class="figures"><span class="spoken">"Step "</span>{step}</span>
+                        <Show when=move || best.get() == Some(step)>
+                            <span class="strip-best" title="Most like your photos while its kind is still itself">"best"</span>
+                        </Show>
                     </button>
                 </li>
             </For>

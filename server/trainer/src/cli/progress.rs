@@ -102,6 +102,10 @@ impl Listener for Progress {
             EventKind::Sample { step, index, count, .. } => {
                 self.pass(&format!("sample {} of {count} after step {step}", index + 1), false);
             }
+            EventKind::Meters { likeness, drift, .. } => {
+                let drift = drift.map(|drift| format!(", drift {drift:.2}")).unwrap_or_default();
+                self.line(&format!("likeness {likeness:.2}{drift}"));
+            }
             EventKind::Warning { message, .. } => self.line(&format!("warning: {message}")),
             EventKind::Done { step } => self.line(&format!("done after {step} steps")),
             EventKind::Stopped { step } => self.line(&format!("stopped after step {step}; the state is saved")),

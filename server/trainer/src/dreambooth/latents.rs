@@ -177,6 +177,21 @@ impl LatentCache {
         Ok((cache, noticed))
     }
 
+    /// Mean latents of at most `most` photos, `[photos, c, h/8, w/8]`, scaled.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn instance_latents(&self, most: usize) -> Result<Tensor, TrainError> {
+        let mut entries: Vec<usize> = self.items.iter().map(|(instance, _)| *instance).collect();
+        entries.sort_unstable();
+        entries.dedup();
+        let means = entries
+            .iter()
+            .take(most)
+            .map(|entry| &self.entries[*entry].moments.mean);
+        Ok((Tensor::stack(&means.collect::<Vec<_>>(), 0)? * self.scaling_factor)?)
+    }
+
     /// The batch of a step, counted from 0: a function of seed and step alone.
     ///
     /// # Errors

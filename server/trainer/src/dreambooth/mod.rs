@@ -9,6 +9,7 @@ mod export;
 mod latents;
 pub mod learner;
 pub mod loss;
+mod meters;
 mod run;
 mod samples;
 pub mod state;
@@ -37,6 +38,7 @@ pub use stop::{STOPPED_STATUS, Stop};
 use latents::{LatentCache, Pictures};
 use learner::Learner;
 use loss::Objective;
+use meters::Meters;
 use state::TrainingState;
 
 /// Runs a recipe to its end, or to where it is asked to stop.
@@ -55,6 +57,8 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
         None => None,
     };
     let side_px = side_px(recipe, base.unet_config.sample_size)?;
+    // Whoever watches the page sees meters; the command line keeps the script's memory and time.
+    let untrained = matches!(run.results, Results::SingleFiles).then(|| base.clone());
     let (learner, vars) = Learner::new(base, other_vae, recipe.train_text_encoder, &run.device)?;
 
     if recipe.prior.is_some() {
@@ -69,6 +73,14 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     let (cache, noticed) = LatentCache::encode(&pictures, recipe, &learner, side_px)?;
     run.tell_noticed(&noticed)?;
 
+    let meters = match untrained.filter(|_| !run.sample_steps().is_empty()) {
+        None => None,
+        Some(untrained) => match Meters::new(run, &learner, &cache, &untrained, side_px)? {
+            ControlFlow::Break(()) => return run.stopped_before_training(resumed_at),
+            ControlFlow::Continue(meters) => Some(meters),
+        },
+    };
+
     let adam = AdamW::new(AdamWSettings::from(&recipe.adam), &vars);
     let mut state = TrainingState { step: 0, vars, adam };
     if resumed_at.is_some() {
@@ -77,7 +89,7 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
         run.tell_plan(&state, &pictures)?;
     }
 
-    let mut training = Training::new(run, &learner, &cache, side_px)?;
+    let mut training = Training::new(run, &learner, &cache, meters, side_px)?;
     let ended = training.steps(&mut state)?;
 
     if state.step > 0 {
@@ -106,11 +118,18 @@ struct Training<'a> {
     schedule: NoiseSchedule,
     rates: LrSchedule,
     contexts: Contexts<'a>,
+    meters: Option<Meters>,
     side_px: u32,
 }
 
 impl<'a> Training<'a> {
-    fn new(run: &'a Run, learner: &'a Learner, cache: &'a LatentCache, side_px: u32) -> Result<Self, TrainError> {
+    fn new(
+        run: &'a Run,
+        learner: &'a Learner,
+        cache: &'a LatentCache,
+        meters: Option<Meters>,
+        side_px: u32,
+    ) -> Result<Self, TrainError> {
         let recipe = &run.recipe;
         let updates = recipe.max_train_steps.div_ceil(recipe.gradient_accumulation_steps);
         Ok(Self {
@@ -128,6 +147,7 @@ impl<'a> Training<'a> {
                 learner,
                 known: BTreeMap::new(),
             },
+            meters,
             side_px,
         })
     }
@@ -268,6 +288,11 @@ impl<'a> Training<'a> {
         if run.sample_steps().contains(&step) {
             run.phase(Phase::Sampling)?;
             if samples::round(run, self.learner, step, self.side_px, keep)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            if let Some(meters) = &self.meters
+                && meters.read(run, self.learner, step)?.is_break()
+            {
                 return Ok(ControlFlow::Break(()));
             }
             if !last && step > 0 {
