@@ -4,6 +4,7 @@ pub mod dataset;
 pub mod defaults;
 pub mod device;
 pub mod dreambooth;
+pub mod engine;
 pub mod events;
 pub mod formats;
 pub mod lr;

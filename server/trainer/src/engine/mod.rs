@@ -1,0 +1,4 @@
+//! Networks as lists of instructions, and the devices that run them.
+
+pub mod ir;
+pub mod session;
