@@ -71,6 +71,31 @@ pub struct ModelInfo {
     pub loads_in_webuis: bool,
     /// What suits this model for a first run.
     pub defaults: RecipeDraft,
+    /// Of a model that the Hub has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubFacts>,
+}
+
+/// What to know before a model is downloaded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HubFacts {
+    /// As the model's card names it, such as `creativeml-openrail-m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+    /// Of all files that training needs.
+    pub bytes: u64,
+    /// Of those that are not on the server's disk yet.
+    pub missing_bytes: u64,
+}
+
+/// Why the Hub does not give a model: codes of `ApiProblem`.
+pub mod hub_codes {
+    pub const NOT_FOUND: &str = "hub_not_found";
+    pub const TOKEN: &str = "hub_token";
+    pub const GATED: &str = "hub_gated";
+    pub const OFFLINE: &str = "hub_offline";
+    pub const NO_MODEL: &str = "hub_no_model";
+    pub const DOWNLOAD: &str = "hub_download";
 }
 
 /// Where an uploaded crop came from; travels with it.

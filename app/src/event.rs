@@ -52,6 +52,16 @@ pub enum EventKind {
     Phase {
         phase: Phase,
     },
+    /// The base model or its VAE is coming from the Hub. A few a second at most; the last says that all is here.
+    Download {
+        /// The id that was asked for.
+        model: String,
+        /// The file that is coming.
+        file: String,
+        done_bytes: u64,
+        /// Of all files that are needed.
+        total_bytes: u64,
+    },
     /// One class image is on disk.
     ClassImage {
         concept: usize,

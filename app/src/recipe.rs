@@ -110,8 +110,11 @@ impl Default for Adam {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RecipeDraft {
-    /// `starter`, or the path of a diffusers folder or single file on the machine that trains.
+    /// `starter`, the path of a diffusers folder or single file on the machine that trains, or a Hub id.
     pub pretrained_model_name_or_path: String,
+    /// Branch, tag or commit of a Hub id; `None` means `main`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     pub concepts: Vec<Concept>,
     /// Side of the training images in pixels; `None` means the model's own.
     pub resolution: Option<u32>,
@@ -147,6 +150,7 @@ impl Default for RecipeDraft {
     fn default() -> Self {
         Self {
             pretrained_model_name_or_path: STARTER.into(),
+            revision: None,
             concepts: Vec::new(),
             resolution: None,
             max_train_steps: 800,
@@ -215,7 +219,7 @@ impl std::fmt::Display for RecipeProblems {
 /// What is wrong with one field of a draft, with its numbers.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum RecipeProblem {
-    #[error("choose a base model: `starter`, or the path of a diffusers folder, .safetensors or .ckpt file")]
+    #[error("choose a base model: `starter`, the path of a diffusers folder, .safetensors or .ckpt file, or a Hub id")]
     NoBaseModel,
     #[error("add at least one subject")]
     NoConcept,

@@ -42,6 +42,14 @@ pub struct Progress {
     pub total: u32,
 }
 
+/// What is coming from the Hub, in bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Download {
+    pub model: String,
+    pub done: u64,
+    pub total: u64,
+}
+
 /// Fold of a job's events.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
@@ -55,6 +63,8 @@ pub struct Run {
     pub steps: u32,
     pub trained_parameters: u64,
     pub points: Vec<StepPoint>,
+    /// The last download; while the base model is read, what is waited for.
+    pub download: Option<Download>,
     pub class_images: Progress,
     /// Paths below the job folder.
     pub class_image_files: Vec<String>,
@@ -82,6 +92,7 @@ impl Default for Run {
             steps: 0,
             trained_parameters: 0,
             points: Vec::new(),
+            download: None,
             class_images: Progress::default(),
             class_image_files: Vec::new(),
             samples: BTreeMap::new(),
@@ -144,6 +155,18 @@ impl Run {
                 }
             }
             EventKind::Phase { phase } => self.phase = Some(*phase),
+            EventKind::Download {
+                model,
+                done_bytes,
+                total_bytes,
+                ..
+            } => {
+                self.download = Some(Download {
+                    model: model.clone(),
+                    done: *done_bytes,
+                    total: *total_bytes,
+                });
+            }
             EventKind::ClassImage { done, total, file, .. } => {
                 self.class_images = Progress {
                     done: *done,
@@ -224,6 +247,12 @@ impl Run {
         Ok(())
     }
 
+    /// What is being downloaded now.
+    pub fn downloading(&self) -> Option<&Download> {
+        let coming = self.download.as_ref().filter(|download| download.done < download.total);
+        coming.filter(|_| self.phase == Some(Phase::Loading))
+    }
+
     /// Steps done.
     pub fn step(&self) -> u32 {
         self.points.last().map_or(0, |p| p.step)
@@ -283,6 +312,27 @@ mod tests {
         let run = Run::from_events(&events).expect("no gap");
         assert_eq!(run.points.iter().map(|p| p.step).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(run.step(), 2);
+    }
+
+    #[test]
+    fn a_download_is_shown_until_all_is_here() {
+        let mut run = Run::default();
+        let mut then = |seq, kind| {
+            run.apply(&Event { seq, at_ms: seq, kind }).expect("in order");
+            run.downloading().cloned()
+        };
+        let download = |done_bytes| EventKind::Download {
+            model: "a/b".into(),
+            file: "unet/config.json".into(),
+            done_bytes,
+            total_bytes: 10,
+        };
+        then(1, EventKind::Phase { phase: Phase::Loading });
+        let coming = then(2, download(4)).expect("coming");
+        assert_eq!((coming.done, coming.total), (4, 10));
+        assert_eq!(then(3, download(10)), None);
+        then(4, download(4));
+        assert_eq!(then(5, EventKind::Phase { phase: Phase::Training }), None);
     }
 
     #[test]

@@ -173,7 +173,15 @@ fn running(run: &Run, class_prompt: Option<&str>) -> String {
     let of = format!("Step {step} of {steps}");
     match run.phase {
         None => "Starting the trainer.".into(),
-        Some(Phase::Loading) => "Reading the base model.".into(),
+        Some(Phase::Loading) => match run.downloading() {
+            None => "Reading the base model.".into(),
+            Some(coming) => format!(
+                "Downloading {}: {} of {}.",
+                coming.model,
+                bytes(coming.done),
+                bytes(coming.total)
+            ),
+        },
         Some(Phase::ClassImages) => {
             let what = class_prompt.map_or("class images".to_owned(), |p| format!("\u{201c}{p}\u{201d}"));
             match run.class_images.total {

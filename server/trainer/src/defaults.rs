@@ -1,14 +1,11 @@
 //! What a base model is to a person, and what settings suit it for a first run.
 
-use app::api::ModelInfo;
+use app::api::{HubFacts, ModelInfo};
 use app::recipe::{PriorPreservation, RecipeDraft, STARTER, SamplePlan};
 
-use crate::formats::ModelWeights;
+use crate::formats::{Configs, ModelWeights, architecture};
+use crate::hub::Description;
 use crate::pipeline::LATENT_PX;
-
-/// Widths that WebUIs build when they see Stable Diffusion 1.x or 2.x keys.
-const STANDARD_UNET: [usize; 4] = [320, 640, 1280, 1280];
-const STANDARD_VAE: [usize; 4] = [128, 256, 512, 512];
 
 /// Describes a loaded model.
 pub fn describe(reference: &str, weights: &ModelWeights) -> ModelInfo {
@@ -20,8 +17,31 @@ pub fn describe(reference: &str, weights: &ModelWeights) -> ModelInfo {
         title: title(reference),
         resolution: (weights.unet_config.sample_size * LATENT_PX) as u32,
         parameters: count(&weights.unet) + count(&weights.text_encoder),
-        loads_in_webuis: is_standard(weights),
+        loads_in_webuis: weights.loads_in_webuis(),
         defaults: recipe(reference),
+        hub: None,
+    }
+}
+
+/// Describes a model of the Hub by its configuration files.
+pub fn describe_remote(reference: &str, configs: &Configs, description: &Description) -> ModelInfo {
+    let trained = [
+        architecture::unet(&configs.unet),
+        architecture::text_encoder(&configs.text_encoder),
+    ];
+    let count = |shape: &Vec<usize>| shape.iter().product::<usize>() as u64;
+    ModelInfo {
+        pretrained_model_name_or_path: reference.into(),
+        title: reference.into(),
+        resolution: (configs.unet.sample_size * LATENT_PX) as u32,
+        parameters: trained.iter().flatten().map(|parameter| count(&parameter.shape)).sum(),
+        loads_in_webuis: configs.is_standard(),
+        defaults: recipe(reference),
+        hub: Some(HubFacts {
+            license: description.license.clone(),
+            bytes: description.bytes,
+            missing_bytes: description.missing_bytes,
+        }),
     }
 }
 
@@ -31,17 +51,6 @@ fn title(reference: &str) -> String {
     }
     let name = std::path::Path::new(reference).file_stem();
     name.map_or_else(|| reference.into(), |name| name.to_string_lossy().into_owned())
-}
-
-fn is_standard(weights: &ModelWeights) -> bool {
-    let unet = &weights.unet_config;
-    let text = &weights.text_encoder_config;
-    unet.block_out_channels == STANDARD_UNET
-        && unet.layers_per_block == 2
-        && unet.in_channels == 4
-        && unet.cross_attention_dim == text.hidden_size
-        && [768, 1024].contains(&text.hidden_size)
-        && weights.vae_config.block_out_channels == STANDARD_VAE
 }
 
 /// Settings that need no thought for a first run with this model.

@@ -1,5 +1,6 @@
 //! The engine: models, DreamBooth, samplers, checkpoint formats, CPU and CUDA ops. The only crate that touches candle.
 
+pub mod base_model;
 pub mod dataset;
 pub mod defaults;
 pub mod device;
@@ -7,6 +8,7 @@ pub mod dreambooth;
 pub mod engine;
 pub mod events;
 pub mod formats;
+pub mod hub;
 pub mod lr;
 pub mod models;
 pub mod noise;

@@ -110,8 +110,11 @@ impl Trainers {
         let _permit = self.at_once.acquire().await;
         let args = ["inspect", "--model", &reference];
         let info: ModelInfo = ask(&trainer.path, "inspect", &args, INSPECT_LIMIT).await?;
-        let mut inspected = self.inspected.lock().unwrap_or_else(PoisonError::into_inner);
-        inspected.insert(reference, (changed, info.clone()));
+        // The Hub is asked again: what is here of its model grows while it is downloaded.
+        if info.hub.is_none() {
+            let mut inspected = self.inspected.lock().unwrap_or_else(PoisonError::into_inner);
+            inspected.insert(reference, (changed, info.clone()));
+        }
         Ok(info)
     }
 

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use trainer::base_model::{self, LogWatch};
 use trainer::dreambooth::hash_file;
 use trainer::formats::{self, Container, Width};
 
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
 pub struct ConvertArgs {
-    /// The model: a diffusers folder, a single file, or `starter`
+    /// The model: a diffusers folder, a single file, a Hub id, or `starter`
     #[arg(long)]
     model_path: String,
     /// The file to write
@@ -24,7 +25,7 @@ pub struct ConvertArgs {
 }
 
 pub fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
-    let weights = formats::load(&args.model_path)?;
+    let weights = base_model::load(&args.model_path, None, &mut LogWatch::default())?;
     let named = args.checkpoint_path.extension().is_some_and(|e| e == "safetensors");
     let format = match args.use_safetensors || named {
         true => Container::Safetensors,

@@ -83,6 +83,16 @@ impl Listener for Progress {
                 };
                 self.pass(words, true);
             }
+            EventKind::Download {
+                model,
+                done_bytes,
+                total_bytes,
+                ..
+            } => {
+                let (done, total) = (app::words::bytes(*done_bytes), app::words::bytes(*total_bytes));
+                let text = format!("downloading {model}: {done} of {total}");
+                self.pass(&text, done_bytes == total_bytes);
+            }
             EventKind::ClassImage { done, total, .. } => {
                 self.pass(&format!("class image {done} of {total}"), done == total);
             }

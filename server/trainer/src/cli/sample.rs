@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use candle_core::Device;
+use trainer::base_model::{self, LogWatch};
+use trainer::device;
 use trainer::dreambooth::learner::Learner;
 use trainer::dreambooth::{STOPPED_STATUS, Stop};
 use trainer::pipeline::{self, LATENT_PX, SampleRequest};
 use trainer::schedulers::SamplerKind;
-use trainer::{device, formats};
 
 use super::WrongUse;
 
@@ -19,9 +20,12 @@ const BATCH: usize = 4;
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
 pub struct SampleArgs {
-    /// `starter`, a diffusers folder, or a .safetensors or .ckpt file
+    /// `starter`, a diffusers folder, a .safetensors or .ckpt file, or a Hub id
     #[arg(long)]
     model: String,
+    /// Branch, tag or commit of a Hub id
+    #[arg(long)]
+    revision: Option<String>,
     #[arg(long)]
     prompt: String,
     #[arg(long, default_value = "")]
@@ -65,7 +69,7 @@ pub fn run(args: &SampleArgs) -> anyhow::Result<ExitCode> {
         .parse()
         .map_err(|e| WrongUse(format!("--scheduler: {e}")))?;
     let device: Device = device::open(args.device.as_deref()).map_err(|e| WrongUse(format!("--device: {e}")))?;
-    let weights = formats::load(&args.model)?;
+    let weights = base_model::load(&args.model, args.revision.as_deref(), &mut LogWatch::default())?;
     let own_side = weights.unet_config.sample_size * LATENT_PX;
     let learner = Learner::for_drawing(weights, &device)?;
     let request = SampleRequest {

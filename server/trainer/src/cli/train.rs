@@ -11,7 +11,7 @@ use app::recipe::{Adam, Concept, LrScheduler, Precision, PriorPreservation, Reci
 use serde::de::DeserializeOwned;
 use trainer::dreambooth::{self, Results, Run, Stop, TutorialFolders};
 use trainer::events::{EventLog, Lock};
-use trainer::{dataset, defaults, device, store};
+use trainer::{base_model, dataset, defaults, device, store};
 
 use super::progress::Progress;
 use super::train_args::{Preset, TrainArgs};
@@ -143,6 +143,7 @@ fn recipe(args: &TrainArgs, concepts: Vec<Concept>) -> anyhow::Result<RecipeDraf
     }
     let mut draft = RecipeDraft {
         pretrained_model_name_or_path: args.pretrained_model_name_or_path.clone(),
+        revision: args.revision.clone(),
         pretrained_vae_name_or_path: args.pretrained_vae_name_or_path.clone(),
         concepts,
         resolution: args.resolution.or(unset.resolution),
@@ -260,7 +261,7 @@ fn ineffective(args: &TrainArgs) -> Vec<String> {
             "--not_cache_latents has no effect: photos are encoded once, and latents drawn anew in every step",
         ),
         (
-            args.revision.is_some(),
+            args.revision.is_some() && !base_model::is_on_hub(&args.pretrained_model_name_or_path),
             "--revision has no effect on a model that is not from the Hub",
         ),
         (

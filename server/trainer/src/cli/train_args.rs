@@ -8,13 +8,13 @@ use serde::Serialize;
 #[derive(clap::Args, Clone, Debug, Serialize)]
 #[command(rename_all = "snake_case")]
 pub struct TrainArgs {
-    /// `starter`, a diffusers folder, or a .safetensors or .ckpt file
+    /// `starter`, a diffusers folder, a .safetensors or .ckpt file, or a Hub id
     #[arg(long, help_heading = "Model")]
     pub pretrained_model_name_or_path: String,
     /// A VAE for class images, samples and the saved model; photos are encoded with the base model's own
     #[arg(long, help_heading = "Model")]
     pub pretrained_vae_name_or_path: Option<String>,
-    /// Revision of a Hub model
+    /// Branch, tag or commit of a Hub id; a missing `fp16` means 16-bit files of `main`
     #[arg(long, help_heading = "Model")]
     pub revision: Option<String>,
     /// Another tokenizer

@@ -70,7 +70,11 @@ impl TrainError {
     /// Stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Model(_) | Self::Param(_) | Self::Tokenizer(_) => "bad_model",
+            Self::Model(error) => match &**error {
+                ModelError::Hub(error) => error.code(),
+                _ => "bad_model",
+            },
+            Self::Param(_) | Self::Tokenizer(_) => "bad_model",
             Self::Dataset(DatasetError::Empty { .. }) => "no_photos",
             Self::Dataset(_) => "bad_photo",
             Self::Gradient { source, .. } => match source {

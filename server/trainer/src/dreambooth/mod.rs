@@ -3,6 +3,7 @@
 //! `train` is the story, top to bottom. Everything drawn at random is a function of seed and step, and everything else
 //! that changes is in `TrainingState`, so a run that was killed ends with the same bits as one that was not.
 
+mod base;
 mod class_images;
 pub mod error;
 mod export;
@@ -23,7 +24,6 @@ use app::event::{EventKind, Phase};
 use app::recipe::Recipe;
 use candle_core::{Tensor, Var};
 
-use crate::formats;
 use crate::lr::LrSchedule;
 use crate::optim::grads::GradError;
 use crate::optim::{AdamW, AdamWSettings, Grads};
@@ -50,11 +50,9 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     let resumed_at = run.start()?;
     run.check_photos()?;
 
-    run.phase(Phase::Loading)?;
-    let base = formats::load(&recipe.pretrained_model_name_or_path)?;
-    let other_vae = match &recipe.pretrained_vae_name_or_path {
-        Some(reference) => Some(formats::load(reference)?),
-        None => None,
+    let (base, other_vae) = match base::load(run)? {
+        ControlFlow::Continue(models) => models,
+        ControlFlow::Break(()) => return run.stopped_before_training(resumed_at),
     };
     let side_px = side_px(recipe, base.unet_config.sample_size)?;
     // Whoever watches the page sees meters; the command line keeps the script's memory and time.

@@ -10,36 +10,18 @@ use super::configs::{ConfigFiles, DIFFUSERS_VERSION};
 use super::error::ModelError;
 use super::single_file::{Outgoing, Width, read_back};
 use super::tensor_file::TensorFile;
-use super::weights::{ModelWeights, Tensors, read_tensors};
+use super::weight_names::weight_names;
+use super::weights::{ModelWeights, Tensors, Vae, read_tensors};
 use super::{atomic, safetensors_out};
 use crate::tokenizer::TokenizerFiles;
 
-/// Names of a network's weights, the first that exists counts.
-const WEIGHTS: [&str; 4] = [
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.bin",
-];
-const TEXT_WEIGHTS: [&str; 4] = [
-    "model.safetensors",
-    "model.fp16.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.fp16.bin",
-];
-
 /// Reads a folder.
 pub(super) fn load(folder: &Path) -> Result<ModelWeights, ModelError> {
-    let config_files = ConfigFiles {
-        unet: read_json(&folder.join("unet/config.json"))?,
-        vae: read_json(&folder.join("vae/config.json"))?,
-        text_encoder: read_json(&folder.join("text_encoder/config.json"))?,
-        scheduler: read_json(&folder.join("scheduler/scheduler_config.json"))?,
-    };
+    let config_files = config_files(folder)?;
     let files = [
-        open_first(&folder.join("unet"), "U-Net's weights", &WEIGHTS)?,
-        open_first(&folder.join("vae"), "VAE's weights", &WEIGHTS)?,
-        open_first(&folder.join("text_encoder"), "text encoder's weights", &TEXT_WEIGHTS)?,
+        open_first(&folder.join("unet"), "unet", "U-Net's weights")?,
+        open_first(&folder.join("vae"), "vae", "VAE's weights")?,
+        open_first(&folder.join("text_encoder"), "text_encoder", "text encoder's weights")?,
     ];
     let weights = assemble(
         folder,
@@ -51,6 +33,15 @@ pub(super) fn load(folder: &Path) -> Result<ModelWeights, ModelError> {
     Ok(weights)
 }
 
+pub(super) fn config_files(folder: &Path) -> Result<ConfigFiles, ModelError> {
+    Ok(ConfigFiles {
+        unet: read_json(&folder.join("unet/config.json"))?,
+        vae: read_json(&folder.join("vae/config.json"))?,
+        text_encoder: read_json(&folder.join("text_encoder/config.json"))?,
+        scheduler: read_json(&folder.join("scheduler/scheduler_config.json"))?,
+    })
+}
+
 /// Reads the networks, in the order U-Net, VAE, text encoder.
 pub(super) fn assemble(
     folder: &Path,
@@ -60,33 +51,46 @@ pub(super) fn assemble(
 ) -> Result<ModelWeights, ModelError> {
     let configs = config_files.parse(folder)?;
     let mut ignored = 0;
-    let mut read = |file: &TensorFile, parameters: Vec<Parameter>, present: fn(&str) -> String| {
-        let stored = file.entries().keys();
-        let stored = stored.filter(|name| !name.ends_with("embeddings.position_ids"));
-        let mut names: BTreeMap<String, String> = stored.map(|name| (present(name), name.clone())).collect();
-        let tensors = read_tensors(file, &mut names, &parameters, |parameter| parameter.path.clone())?;
-        if let Some((_, first)) = names.first_key_value() {
-            return Err(ModelError::Unknown {
-                path: file.path().into(),
-                tensor: first.clone(),
-                others: names.len() - 1,
-            });
-        }
-        ignored += file.others;
-        Ok(tensors)
-    };
     let networks = [
-        read(unet, architecture::unet(&configs.unet), str::to_owned)?,
-        read(vae, architecture::vae(&configs.vae), architecture::present_vae_path)?,
-        read(
+        read_network(unet, &architecture::unet(&configs.unet), str::to_owned, &mut ignored)?,
+        read_network(
+            vae,
+            &architecture::vae(&configs.vae),
+            architecture::present_vae_path,
+            &mut ignored,
+        )?,
+        read_network(
             text_encoder,
-            architecture::text_encoder(&configs.text_encoder),
+            &architecture::text_encoder(&configs.text_encoder),
             with_text_model,
+            &mut ignored,
         )?,
     ];
     let mut weights = ModelWeights::new(folder, config_files, tokenizer_files, networks)?;
     weights.ignored = ignored;
     Ok(weights)
+}
+
+/// Reads one network: every parameter, and nothing else. `present` gives a stored path the name it has today.
+fn read_network(
+    file: &TensorFile,
+    parameters: &[Parameter],
+    present: fn(&str) -> String,
+    ignored: &mut usize,
+) -> Result<Tensors, ModelError> {
+    let stored = file.entries().keys();
+    let stored = stored.filter(|name| !name.ends_with("embeddings.position_ids"));
+    let mut names: BTreeMap<String, String> = stored.map(|name| (present(name), name.clone())).collect();
+    let tensors = read_tensors(file, &mut names, parameters, |parameter| parameter.path.clone())?;
+    if let Some((_, first)) = names.first_key_value() {
+        return Err(ModelError::Unknown {
+            path: file.path().into(),
+            tensor: first.clone(),
+            others: names.len() - 1,
+        });
+    }
+    *ignored += file.others;
+    Ok(tensors)
 }
 
 /// transformers' newer and oldest releases write the text model's paths without their first level.
@@ -99,14 +103,48 @@ fn with_text_model(path: &str) -> String {
     }
 }
 
-fn open_first(folder: &Path, which: &'static str, names: &[&str]) -> Result<TensorFile, ModelError> {
-    let found = names.iter().map(|name| folder.join(name)).find(|path| path.is_file());
-    let path = found.ok_or_else(|| ModelError::Lacks {
+/// The weights of `network` in `folder`, in whichever form comes first.
+fn open_first(folder: &Path, network: &str, which: &'static str) -> Result<TensorFile, ModelError> {
+    let forms = weight_names(network, false);
+    for form in &forms {
+        let (file, index) = (folder.join(&form.file), folder.join(&form.index));
+        if file.is_file() {
+            return TensorFile::open(&file);
+        }
+        if index.is_file() {
+            return TensorFile::sharded(&index);
+        }
+    }
+    let names: Vec<&str> = forms.iter().map(|form| form.file.as_str()).collect();
+    Err(ModelError::Lacks {
         path: folder.into(),
         which,
         names: names.join(", "),
+    })
+}
+
+/// The VAE of `folder`: its configuration at the root, as VAEs are published, or in `vae/` of a whole model.
+pub(super) fn load_vae(folder: &Path) -> Result<Vae, ModelError> {
+    let whole = folder.join("vae/config.json").is_file();
+    let folder = if whole {
+        folder.join("vae")
+    } else {
+        folder.to_path_buf()
+    };
+    let config_file = read_json(&folder.join("config.json"))?;
+    let file = open_first(&folder, "vae", "VAE's weights")?;
+    let config = serde_json::from_value(config_file.clone()).map_err(|source| ModelError::Json {
+        path: folder.join("config.json"),
+        source,
     })?;
-    TensorFile::open(&path)
+    let mut ignored = 0;
+    let present = architecture::present_vae_path;
+    let tensors = read_network(&file, &architecture::vae(&config), present, &mut ignored)?;
+    Ok(Vae {
+        tensors,
+        config,
+        config_file,
+    })
 }
 
 fn read_text(path: &Path) -> Result<String, ModelError> {
@@ -149,19 +187,14 @@ pub fn save_diffusers(folder: &Path, weights: &ModelWeights, width: Width) -> Re
     weights.check(folder)?;
     let config = &weights.config_files;
     let networks = [
-        ("unet", WEIGHTS[0], &weights.unet, &config.unet),
-        ("vae", WEIGHTS[0], &weights.vae, &config.vae),
-        (
-            "text_encoder",
-            TEXT_WEIGHTS[0],
-            &weights.text_encoder,
-            &config.text_encoder,
-        ),
+        ("unet", &weights.unet, &config.unet),
+        ("vae", &weights.vae, &config.vae),
+        ("text_encoder", &weights.text_encoder, &config.text_encoder),
     ];
-    for (network, file, tensors, config) in networks {
+    for (network, tensors, config) in networks {
         let folder = folder.join(network);
         write_json(&folder.join("config.json"), config)?;
-        write_tensors(&folder.join(file), tensors, width)?;
+        write_tensors(&folder.join(&weight_names(network, false)[0].file), tensors, width)?;
     }
     write_json(&folder.join("scheduler/scheduler_config.json"), &config.scheduler)?;
     let tokenizer = folder.join("tokenizer");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    #[error("{}: no such model; give `starter`, a diffusers folder, or a .safetensors or .ckpt file", .0.display())]
+    #[error("{}: no such model; give `starter`, a diffusers folder, a .safetensors or .ckpt file, or a Hub id such as owner/name", .0.display())]
     NotFound(PathBuf),
     #[error("{}: cannot be read", .path.display())]
     Read {
@@ -68,6 +68,8 @@ pub enum ModelError {
     Vocabulary { path: PathBuf, tokens: usize, rows: usize },
     #[error("{}: what was written does not read back: {reason}", .path.display())]
     ReadBack { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     #[error("{}: {source}", .path.display())]
     Tokenizer {
         path: PathBuf,

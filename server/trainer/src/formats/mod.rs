@@ -16,6 +16,7 @@ mod starter;
 mod tensor_file;
 mod torch_file;
 mod torch_out;
+mod weight_names;
 mod weights;
 
 use std::path::Path;
@@ -25,9 +26,11 @@ pub use diffusers::save_diffusers;
 pub use error::ModelError;
 pub use single_file::{Container, Width, save_single_file};
 pub use tensor_file::{Entry, TensorFile};
-pub use weights::{ModelWeights, Tensors};
+pub use weight_names::weight_names;
+pub use weights::{ModelWeights, Tensors, Vae};
 
-/// A model by its reference: `starter`, a diffusers folder, or a `.safetensors` or `.ckpt` single file.
+/// A model on this disk: `starter`, a diffusers folder, or a `.safetensors` or `.ckpt` single file. See
+/// `base_model::load` for models of the Hub.
 ///
 /// # Errors
 /// A reference that leads to no model, or to one that is broken, incomplete or of a kind that we don't train. The
@@ -43,4 +46,29 @@ pub fn load(reference: &str) -> Result<ModelWeights, ModelError> {
     } else {
         Err(ModelError::NotFound(path.into()))
     }
+}
+
+/// A VAE on this disk: a folder with its configuration at the root, or a whole model, of which its VAE is taken.
+///
+/// # Errors
+/// As `load`.
+pub fn load_vae(reference: &str) -> Result<Vae, ModelError> {
+    let path = Path::new(reference);
+    if path.is_dir() {
+        return diffusers::load_vae(path);
+    }
+    let whole = load(reference)?;
+    Ok(Vae {
+        tensors: whole.vae,
+        config: whole.vae_config,
+        config_file: whole.config_files.vae,
+    })
+}
+
+/// The configurations of a diffusers folder, whose weights may not be there yet.
+///
+/// # Errors
+/// A file that is missing or not understood, and models that we don't train.
+pub fn load_configs(folder: &Path) -> Result<Configs, ModelError> {
+    diffusers::config_files(folder)?.parse(folder)
 }

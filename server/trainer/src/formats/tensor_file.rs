@@ -1,7 +1,7 @@
 //! A file of tensors, whatever its container: names, types and shapes at once, values one tensor at a time, so that a
 //! file of 4 GB needs 4 GB of memory and not 8.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -49,6 +49,8 @@ pub struct Entry {
     pub(super) strides: Vec<usize>,
     /// Of the first element, in bytes from the start of the file.
     pub(super) offset: u64,
+    /// Which of the shards it is in.
+    pub(super) shard: usize,
 }
 
 impl Entry {
@@ -59,6 +61,7 @@ impl Entry {
             strides: row_major(&shape),
             shape,
             offset,
+            shard: 0,
         }
     }
 
@@ -87,10 +90,11 @@ fn row_major(shape: &[usize]) -> Vec<usize> {
     strides
 }
 
-/// An open file of tensors.
+/// An open file of tensors, or several that belong together.
 pub struct TensorFile {
     pub(super) path: PathBuf,
-    pub(super) source: Source,
+    /// One a shard.
+    pub(super) sources: Vec<Source>,
     pub(super) entries: BTreeMap<String, Entry>,
     /// Of a safetensors file.
     pub(super) metadata: BTreeMap<String, String>,
@@ -164,11 +168,58 @@ impl TensorFile {
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
         Ok(Self {
             path,
-            source,
+            sources: vec![source],
             entries,
             metadata,
             others,
         })
+    }
+
+    /// Opens the shards that an index file (`*.index.json`) names, as one.
+    ///
+    /// # Errors
+    /// An index or shard that can't be read, and a tensor that is not in the shard it should be in.
+    pub(super) fn sharded(index: &Path) -> Result<Self, ModelError> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = std::fs::read(index).map_err(|source| ModelError::Read {
+            path: index.into(),
+            source,
+        })?;
+        let Index { weight_map } = serde_json::from_slice(&text).map_err(|source| ModelError::Json {
+            path: index.into(),
+            source,
+        })?;
+        let mut whole = Self {
+            path: index.into(),
+            sources: Vec::new(),
+            entries: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            others: 0,
+        };
+        let names: BTreeSet<&String> = weight_map.values().collect();
+        for name in names {
+            let shard = Self::open(&index.with_file_name(name))?;
+            let missing = weight_map
+                .iter()
+                .find(|(tensor, file)| *file == name && !shard.entries.contains_key(*tensor));
+            if let Some((tensor, _)) = missing {
+                return Err(ModelError::Missing {
+                    path: shard.path,
+                    tensor: tensor.clone(),
+                    others: 0,
+                });
+            }
+            let number = whole.sources.len();
+            whole.sources.extend(shard.sources);
+            whole.others += shard.others;
+            for (tensor, entry) in shard.entries {
+                whole.entries.insert(tensor, Entry { shard: number, ..entry });
+            }
+        }
+        Ok(whole)
     }
 
     pub fn path(&self) -> &Path {
@@ -201,7 +252,7 @@ impl TensorFile {
         let span = entry.span().unwrap_or(usize::MAX);
         let size = entry.dtype.size_in_bytes();
         let mut bytes = vec![0; span.saturating_mul(size)];
-        self.source
+        self.sources[entry.shard]
             .read_at(&mut bytes, entry.offset)
             .map_err(|e| wrong(e.into()))?;
         if entry.strides != row_major(&entry.shape) && entry.count() > 0 {

@@ -64,7 +64,7 @@ pub(super) fn open(path: PathBuf, mut file: File) -> Result<TensorFile, ModelErr
     let (entries, others, metadata) = opened;
     Ok(TensorFile {
         path,
-        source: Source::File(file),
+        sources: vec![Source::File(file)],
         entries,
         metadata,
         others,

@@ -32,7 +32,34 @@ pub struct ModelWeights {
     pub ignored: usize,
 }
 
+/// A VAE alone, to be put in the place of a model's own.
+#[derive(Clone, Debug)]
+pub struct Vae {
+    pub tensors: Tensors,
+    pub config: VaeConfig,
+    /// As it was read.
+    pub config_file: serde_json::Value,
+}
+
 impl ModelWeights {
+    /// This model with another VAE.
+    ///
+    /// # Errors
+    /// A VAE whose latents have other channels than the U-Net takes.
+    pub fn with_vae(&self, path: &Path, vae: Vae) -> Result<Self, ModelError> {
+        if vae.config.latent_channels != self.unet_config.in_channels {
+            let (has, takes) = (vae.config.latent_channels, self.unet_config.in_channels);
+            return Err(ModelError::Unsupported {
+                path: path.into(),
+                what: format!("its latents have {has} channels and the U-Net takes {takes}"),
+            });
+        }
+        let mut config_files = self.config_files.clone();
+        config_files.vae = vae.config_file;
+        let networks = [self.unet.clone(), vae.tensors, self.text_encoder.clone()];
+        Self::new(path, config_files, self.tokenizer_files.clone(), networks)
+    }
+
     /// Puts a model together. `path` is for errors.
     ///
     /// # Errors

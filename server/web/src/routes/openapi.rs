@@ -77,7 +77,7 @@ fn body(description: &str, content: Content) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use app::api::{ApiProblem, DeviceInfo, ModelInfo, ServerInfo};
+    use app::api::{ApiProblem, DeviceInfo, HubFacts, ModelInfo, ServerInfo};
     use app::job::{Failure, JobDetail, JobId, JobState, JobSummary};
     use app::recipe::{Concept, RecipeDraft};
 
@@ -132,6 +132,7 @@ mod tests {
                 class_prompt: Some("photo of a dog".into()),
                 class_data_dir: Some("class-images/0".into()),
             }],
+            revision: Some("main".into()),
             resolution: Some(512),
             pretrained_vae_name_or_path: Some("vae".into()),
             ..RecipeDraft::default()
@@ -179,6 +180,11 @@ mod tests {
             parameters: 1,
             loads_in_webuis: false,
             defaults: recipe(),
+            hub: Some(HubFacts {
+                license: Some("mit".into()),
+                bytes: 1,
+                missing_bytes: 1,
+            }),
         };
         compare(
             "ServerInfo",
