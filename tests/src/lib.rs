@@ -1,6 +1,7 @@
 //! What the whole-system tests share: where the executables are, and a server to talk to.
 
 pub mod browser;
+pub mod hub;
 pub mod server;
 
 use std::path::{Path, PathBuf};

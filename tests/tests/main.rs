@@ -4,5 +4,6 @@
 mod api;
 mod browser;
 mod golden;
+mod hub;
 mod job;
 mod starter;

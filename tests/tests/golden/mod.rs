@@ -7,6 +7,7 @@ mod images;
 mod lr;
 mod rng;
 mod samplers;
+mod sd21;
 pub mod support;
 mod tokenizer;
 mod train;

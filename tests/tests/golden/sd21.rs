@@ -1,0 +1,171 @@
+//! Stable Diffusion 2.x: velocity as the target, OpenCLIP's text encoder, linear projections and a head count for each
+//! block, on `tiny-sd21/` (see MANIFEST.md and `scripts/tiny_sd21.py`).
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use trainer::dreambooth::learner::Learner;
+use trainer::dreambooth::loss::{Batch, Objective};
+use trainer::formats::{self, Container, ModelWeights, Width};
+use trainer::models::config::PredictionType;
+use trainer::optim::Grads;
+use trainer::schedulers::NoiseSchedule;
+
+use super::support::{Table, Tensors, json, l2, load, rel_l2, relative, relmax, values};
+
+const TEXT_TOLERANCE: f64 = 1e-5;
+const TOLERANCE: f64 = 2e-5;
+const LOSS_TOLERANCE: f64 = 1e-5;
+const GRADIENT_TOLERANCE: f64 = 1e-4;
+
+fn model() -> ModelWeights {
+    formats::load(&super::dir().join("tiny-sd21").to_string_lossy()).unwrap()
+}
+
+fn ids(golden: &Tensors) -> Tensor {
+    golden["input_ids"].to_dtype(DType::U32).unwrap()
+}
+
+#[test]
+fn sd21_networks_give_the_reference_outputs() {
+    let golden = load("tiny-sd21/golden.safetensors");
+    let learner = Learner::for_drawing(model(), &Device::Cpu).unwrap();
+    let states = learner.text_encoder.forward(&ids(&golden)).unwrap();
+    let timesteps = golden["unet_timesteps"].to_dtype(DType::F32).unwrap();
+    let out = learner.unet.forward(&golden["sample"], &timesteps, &states).unwrap();
+    let first = states.i(..1).unwrap();
+    let middle = Tensor::new(&[500f32], &Device::Cpu).unwrap();
+    let odd = learner.unet.forward(&golden["odd_sample"], &middle, &first).unwrap();
+    let latents = learner.vae.encode(&golden["image"]).unwrap();
+    let decoded = learner.vae.decode(&golden["z"]).unwrap();
+    let mut table = Table::new("stable diffusion 2.1");
+    let mut check = |name: &str, got: &Tensor, tolerance| table.check(name, relmax(got, &golden[name]), tolerance);
+    check("text.last_hidden_state", &states, TEXT_TOLERANCE);
+    check("unet.out", &out, TOLERANCE);
+    check("unet.odd.out", &odd, TOLERANCE);
+    check("vae.mean", &latents.mean, TOLERANCE);
+    check("vae.logvar", &latents.logvar, TOLERANCE);
+    check("vae.decoded", &decoded, TOLERANCE);
+    table.finish();
+}
+
+#[derive(Deserialize)]
+struct Step {
+    loss: f64,
+    instance_loss: f64,
+    prior_loss: f64,
+    grad_norm: f64,
+    gradients: BTreeMap<String, Gradient>,
+}
+
+#[derive(Deserialize)]
+struct Gradient {
+    norm: f64,
+}
+
+#[test]
+fn sd21_a_step_on_velocity_gives_the_reference_loss_and_gradients() {
+    let golden = load("tiny-sd21/golden.safetensors");
+    let stored = load("tiny-sd21/gradients.safetensors");
+    let wanted: Step = json("tiny-sd21/train.json");
+    let (learner, vars) = Learner::new(model(), None, true, &Device::Cpu).unwrap();
+    let scheduler = &learner.base().scheduler_config;
+    assert_eq!(scheduler.prediction_type, PredictionType::VPrediction);
+    let schedule = NoiseSchedule::new(scheduler).unwrap();
+    let objective = Objective {
+        schedule: &schedule,
+        prediction: scheduler.prediction_type,
+        prior_loss_weight: 1.0,
+    };
+    let timesteps = golden["timesteps"].to_vec1::<i64>().unwrap();
+    let batch = Batch {
+        latents: golden["latents"].clone(),
+        noise: golden["noise"].clone(),
+        timesteps: timesteps.into_iter().map(|t| t as u32).collect(),
+        ids: ids(&golden),
+        instance_rows: 1,
+    };
+    let context = learner.text_encoder.forward(&batch.ids).unwrap();
+    let losses = objective.loss(&learner.unet, &context, &batch).unwrap();
+    let scalar = |loss: &Tensor| f64::from(loss.to_scalar::<f32>().unwrap());
+    let mut table = Table::new("stable diffusion 2.1, one step");
+    for (name, got, want) in [
+        ("loss", &losses.total, wanted.loss),
+        ("instance loss", &losses.instance, wanted.instance_loss),
+        ("prior loss", losses.prior.as_ref().unwrap(), wanted.prior_loss),
+    ] {
+        table.check(name, relative(scalar(got), want), LOSS_TOLERANCE);
+    }
+    let grads = Grads::take(&vars, losses.total.backward().unwrap(), 1.0).unwrap();
+    table.check(
+        "gradient norm",
+        relative(grads.norm().unwrap(), wanted.grad_norm),
+        GRADIENT_TOLERANCE,
+    );
+    assert_eq!(vars.len(), wanted.gradients.len());
+    for (name, want) in &wanted.gradients {
+        let got = grads.get(name).unwrap();
+        let all = values(got);
+        if name.ends_with("k_proj.bias") {
+            // Zero but for rounding.
+            table.check(name.clone(), l2(&all), 1e-6);
+            continue;
+        }
+        table.check(
+            format!("{name} norm"),
+            relative(l2(&all), want.norm),
+            GRADIENT_TOLERANCE,
+        );
+        let (kept, stored) = match stored.get(&format!("{name}#stride7")) {
+            Some(stored) => (all.into_iter().step_by(7).collect(), values(stored)),
+            None => {
+                let rows = &stored[&format!("{name}#rows")];
+                let kept = got.index_select(&rows.to_dtype(DType::U32).unwrap(), 0).unwrap();
+                (values(&kept), values(&stored[&format!("{name}#values")]))
+            }
+        };
+        // Every 7th value of a small tensor may be a small one: held to the whole gradient's size.
+        let scale = l2(&stored).max(0.1 * want.norm);
+        table.check(
+            name.clone(),
+            rel_l2(&kept, &stored) * l2(&stored) / scale,
+            10.0 * GRADIENT_TOLERANCE,
+        );
+    }
+    table.finish();
+}
+
+#[test]
+fn sd21_a_single_file_is_the_converters_bit_for_bit_and_reads_back() {
+    let wanted: BTreeMap<String, (Vec<usize>, String, String)> = json("tiny-sd21/single_file.json");
+    let model = model();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, container) in [("a.safetensors", Container::Safetensors), ("a.ckpt", Container::Ckpt)] {
+        let path = folder.path().join(name);
+        formats::save_single_file(&path, &model, Width::Half, container).unwrap();
+        let file = formats::TensorFile::open(&path).unwrap();
+        let names: Vec<&String> = file.entries().keys().collect();
+        assert_eq!(names, wanted.keys().collect::<Vec<_>>());
+        for (key, (shape, dtype, sha256)) in &wanted {
+            let got = file.read(key).unwrap();
+            assert_eq!((got.dims(), dtype.as_str()), (shape.as_slice(), "float16"), "{key}");
+            let numbers = got.flatten_all().unwrap().to_vec1::<half::f16>().unwrap();
+            let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            assert_eq!(&hex::encode(Sha256::digest(bytes)), sha256, "{key}");
+        }
+        let read = formats::load(&path.to_string_lossy()).unwrap();
+        assert_eq!(read.config_files, model.config_files);
+        for (before, after) in [
+            (&model.unet, &read.unet),
+            (&model.vae, &read.vae),
+            (&model.text_encoder, &read.text_encoder),
+        ] {
+            assert_eq!(before.len(), after.len());
+            for (path, tensor) in before {
+                assert!(relmax(&after[path], tensor) == 0.0, "{path}");
+            }
+        }
+    }
+}
