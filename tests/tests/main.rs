@@ -7,3 +7,4 @@ mod golden;
 mod hub;
 mod job;
 mod starter;
+mod tutorial;

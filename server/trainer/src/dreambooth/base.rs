@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use app::event::{EventKind, Phase};
 
 use super::error::TrainError;
+use super::learner::OtherVae;
 use super::run::Run;
 use crate::base_model;
 use crate::formats::{ModelError, ModelWeights};
@@ -15,11 +16,14 @@ use crate::hub::{HubError, Watch};
 /// Between two events of a download.
 const PACE: Duration = Duration::from_millis(250);
 
-/// The base model, and the same with the VAE that the recipe wants in its place. `Break`: stopped while it came.
+/// The base model, and the VAE that the recipe wants in the place of its own.
+type Models = (ModelWeights, Option<OtherVae>);
+
+/// Loads what the recipe names, from this disk or the Hub. `Break`: stopped while it came.
 ///
 /// # Errors
 /// A model that cannot be had or read.
-pub(super) fn load(run: &Run) -> Result<ControlFlow<(), (ModelWeights, Option<ModelWeights>)>, TrainError> {
+pub(super) fn load(run: &Run) -> Result<ControlFlow<(), Models>, TrainError> {
     run.phase(Phase::Loading)?;
     let recipe = &run.recipe;
     let reference = &recipe.pretrained_model_name_or_path;
@@ -36,10 +40,11 @@ pub(super) fn load(run: &Run) -> Result<ControlFlow<(), (ModelWeights, Option<Mo
     let Some(vae) = watch.unless_stopped(vae)? else {
         return Ok(ControlFlow::Break(()));
     };
-    let other = base.with_vae(Path::new(reference), vae)?;
+    let weights = base.with_vae(Path::new(reference), vae)?;
     // What is saved is the other VAE, under its own configuration.
-    base.config_files.vae.clone_from(&other.config_files.vae);
-    Ok(ControlFlow::Continue((base, Some(other))))
+    base.config_files.vae.clone_from(&weights.config_files.vae);
+    let encodes = !recipe.strict_tutorial;
+    Ok(ControlFlow::Continue((base, Some(OtherVae { weights, encodes }))))
 }
 
 /// Tells the run's viewers of a download, and asks whether it may go on.
