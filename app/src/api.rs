@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | `GET /api/server` | `ServerInfo` |
 //! | `POST /api/models/inspect` | `InspectModel` -> `ModelInfo` |
+//! | `PUT /api/hub/token` | `HubToken` -> 204; kept on the server, and never given out again |
+//! | `DELETE /api/hub/token` | 204 |
 //! | `HEAD /api/photos/{sha256}` | is this crop here already? 200 or 404 |
 //! | `PUT /api/photos/{sha256}` | PNG bytes, header `x-photo-origin` = JSON `PhotoOrigin` -> `StoredPhoto` (201 new, 200 known) |
 //! | `GET /api/photos/{sha256}` | PNG bytes |
@@ -37,6 +39,9 @@ pub struct ServerInfo {
     pub device: DeviceInfo,
     /// The starter first.
     pub models: Vec<ModelInfo>,
+    /// A token for the Hub was entered, or is in the server's environment.
+    #[serde(default)]
+    pub has_hub_token: bool,
 }
 
 /// What trains, and why that one.
@@ -56,6 +61,20 @@ pub struct DeviceInfo {
 #[serde(deny_unknown_fields)]
 pub struct InspectModel {
     pub pretrained_model_name_or_path: String,
+}
+
+/// A token for the Hub, on its way to the server.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubToken {
+    pub token: String,
+}
+
+/// Never the token.
+impl std::fmt::Debug for HubToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HubToken(***)")
+    }
 }
 
 /// A base model as a person chooses it.
@@ -79,6 +98,8 @@ pub struct ModelInfo {
 /// What to know before a model is downloaded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HubFacts {
+    /// The address of its card, for people.
+    pub card: String,
     /// As the model's card names it, such as `creativeml-openrail-m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub license: Option<String>,
@@ -96,6 +117,13 @@ pub mod hub_codes {
     pub const OFFLINE: &str = "hub_offline";
     pub const NO_MODEL: &str = "hub_no_model";
     pub const DOWNLOAD: &str = "hub_download";
+
+    pub const ALL: [&str; 6] = [NOT_FOUND, TOKEN, GATED, OFFLINE, NO_MODEL, DOWNLOAD];
+
+    /// Whether a token may help.
+    pub fn asks_for_token(code: &str) -> bool {
+        [NOT_FOUND, TOKEN, GATED].contains(&code)
+    }
 }
 
 /// Where an uploaded crop came from; travels with it.

@@ -19,6 +19,8 @@ pub struct JobDraft {
     pub instance_prompt: Option<String>,
     pub class_prompt: Option<String>,
     pub pretrained_model_name_or_path: String,
+    /// Instead of the model's own; empty: none.
+    pub pretrained_vae_name_or_path: String,
     pub typed: Typed,
 }
 
@@ -32,6 +34,7 @@ impl Default for JobDraft {
             instance_prompt: None,
             class_prompt: None,
             pretrained_model_name_or_path: recipe::STARTER.into(),
+            pretrained_vae_name_or_path: String::new(),
             typed: Typed::new(),
         }
     }
@@ -98,6 +101,8 @@ impl JobDraft {
         draft
             .pretrained_model_name_or_path
             .clone_from(&self.pretrained_model_name_or_path);
+        let vae = self.pretrained_vae_name_or_path.trim();
+        draft.pretrained_vae_name_or_path = (!vae.is_empty()).then(|| vae.to_owned());
         self.kind.apply(&mut draft);
         draft.concepts = vec![Concept {
             instance_prompt: self.instance_prompt(),
@@ -120,6 +125,7 @@ impl JobDraft {
         draft
             .pretrained_model_name_or_path
             .clone_from(&recipe.pretrained_model_name_or_path);
+        draft.pretrained_vae_name_or_path = recipe.pretrained_vae_name_or_path.clone().unwrap_or_default();
         draft.typed.clear();
         if let Some(concept) = recipe.concepts.first() {
             draft.instance_prompt = Some(concept.instance_prompt.clone());
@@ -191,6 +197,7 @@ mod tests {
         draft.typed.insert("learning_rate".into(), "2e-4".into());
         draft.typed.insert("prior".into(), "off".into());
         draft.class_prompt = Some("a drawing of a dog".into());
+        draft.pretrained_vae_name_or_path = " stabilityai/sd-vae-ft-mse".into();
         let plan = draft.plan(&model);
         let again = JobDraft::default().again(&plan.recipe, &model);
         assert_eq!(again, draft);

@@ -1,5 +1,6 @@
 //! Figures and situations in plain words: what both sides say the same way.
 
+use crate::api::HubFacts;
 use crate::event::Phase;
 use crate::job::{JobState, JobSummary};
 use crate::recipe::RecipeDraft;
@@ -35,6 +36,21 @@ pub fn bytes(n: u64) -> String {
         n if n < 1e6 => format!("{:.0} kB", n / 1e3),
         n if n < 1e9 => format!("{:.1} MB", n / 1e6),
         n => format!("{:.2} GB", n / 1e9),
+    }
+}
+
+/// What a model of the Hub costs to have: `4.27 GB are downloaded first, once.`
+pub fn download(facts: &HubFacts) -> String {
+    match (facts.missing_bytes, facts.bytes) {
+        (0, all) => format!("All of it, {}, is on this server already.", bytes(all)),
+        (missing, all) if missing < all => {
+            format!(
+                "{} of {} are still to be downloaded; it goes on when training starts.",
+                bytes(missing),
+                bytes(all)
+            )
+        }
+        (_, all) => format!("{} are downloaded when training starts, once.", bytes(all)),
     }
 }
 
@@ -249,6 +265,24 @@ mod tests {
         for (ms, words) in cases {
             assert_eq!(duration(ms), words, "{ms}");
         }
+    }
+
+    #[test]
+    fn a_download_says_what_is_still_to_come() {
+        let said = |missing_bytes| {
+            download(&HubFacts {
+                card: String::new(),
+                license: None,
+                bytes: 4_270_000_000,
+                missing_bytes,
+            })
+        };
+        assert_eq!(
+            said(4_270_000_000),
+            "4.27 GB are downloaded when training starts, once."
+        );
+        assert!(said(1_000_000_000).starts_with("1.00 GB of 4.27 GB are still"));
+        assert_eq!(said(0), "All of it, 4.27 GB, is on this server already.");
     }
 
     #[test]

@@ -23,8 +23,21 @@ impl Server {
 
     /// At an address that is already known, as after a crash.
     pub fn start_at(listen: &str, data: &Path, trainer: Option<&Path>, more: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with(listen, data, trainer, more, &[])
+    }
+
+    /// With variables in its environment.
+    pub fn start_with(
+        listen: &str,
+        data: &Path,
+        trainer: Option<&Path>,
+        more: &[&str],
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(crate::executable("likeness"));
         command.args(["--listen", listen, "--data"]).arg(data).args(more);
+        // Nobody's own token is used by tests.
+        command.env_remove("HF_TOKEN").envs(variables.iter().copied());
         if let Some(trainer) = trainer {
             command.arg("--trainer").arg(trainer);
         }

@@ -1,6 +1,7 @@
 //! The service from outside: the real executable, real HTTP and WebSockets, and a trainer that pretends.
 
 mod door;
+mod hub;
 mod world;
 
 use app::api::{ApiProblem, ErrorBody, ServerInfo, StoredPhoto, ToPage};

@@ -1,6 +1,7 @@
 //! The whole job as a person does it, in a real Chromium: photos in, crop, train, reload, download.
 
 mod checkpoint;
+mod hub;
 mod visit;
 
 use std::time::Duration;

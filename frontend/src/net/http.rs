@@ -64,8 +64,17 @@ pub async fn post<T: DeserializeOwned>(path: &str, body: &impl Serialize) -> Res
     read(send("POST", path, Some(json)).await?).await
 }
 
+/// For what is answered with nothing.
+pub async fn put(path: &str, body: &impl Serialize) -> Result<(), Trouble> {
+    let json = serde_json::to_string(body).map_err(|e| Trouble::Unreadable(e.to_string()))?;
+    done(send("PUT", path, Some(json)).await?).await
+}
+
 pub async fn delete(path: &str) -> Result<(), Trouble> {
-    let response = send("DELETE", path, None).await?;
+    done(send("DELETE", path, None).await?).await
+}
+
+async fn done(response: Response) -> Result<(), Trouble> {
     if response.ok() {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! Who or what is learned: its kind, two words, the prompts they make, and the base model.
 
 mod drawings;
+mod hub;
 mod model;
 
 use app::preset::SubjectKind;

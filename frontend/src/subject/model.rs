@@ -1,4 +1,4 @@
-//! The base model: one the server lists, or a path on the server.
+//! The base model: one the server lists, a path on the server, or a model of the Hub; and a VAE in place of its own.
 
 use app::api::ModelInfo;
 use app::words;
@@ -9,6 +9,8 @@ use crate::net::live::Live;
 use crate::prep::Prep;
 use crate::ui::{Notice, Tone};
 
+use super::hub::{HubLine, TokenField, asks_for_token};
+
 #[component]
 pub fn ModelChoice(prep: Prep, live: Live) -> impl IntoView {
     let listed = move || {
@@ -18,7 +20,7 @@ pub fn ModelChoice(prep: Prep, live: Live) -> impl IntoView {
     view! {
         <fieldset class="part">
             <legend>"Base model"</legend>
-            <p class="quiet">"What it starts from. The starter is here already; any Stable Diffusion 1.5 model on the server's disk works too."</p>
+            <p class="quiet">"What it starts from. The starter is here already; any Stable Diffusion 1.x or 2.x model works too, from the server's disk or from the Hugging Face Hub."</p>
             {move || match live.server.get() {
                 Fetched::Pending => Some(view! { <div class="skeleton skeleton-line" aria-label="Asking the server for its models"></div> }.into_any()),
                 Fetched::Failed(trouble) => Some(view! { <Notice tone=Tone::Error>{format!("{trouble}.")}</Notice> }.into_any()),
@@ -29,7 +31,8 @@ pub fn ModelChoice(prep: Prep, live: Live) -> impl IntoView {
                     <ModelCard model prep />
                 </For>
             </div>
-            <PathField prep listed=Signal::derive(listed) />
+            <ReferenceField prep live listed=Signal::derive(listed) />
+            <VaeField prep />
         </fieldset>
     }
 }
@@ -71,27 +74,36 @@ fn ModelFacts(model: ModelInfo) -> impl IntoView {
             <strong>{model.title}</strong>
             <span class="figures">{facts}</span>
             <span class="quiet">{leads_to}</span>
+            {model.hub.map(|facts| view! { <HubLine facts /> })}
         </span>
     }
 }
 
-/// A diffusers folder or single file on the server, checked before it is taken.
+/// A model on the server's disk or of the Hub, looked at before it is taken. Nothing large is downloaded for that.
 #[component]
-fn PathField(prep: Prep, listed: Signal<Vec<ModelInfo>>) -> impl IntoView {
+fn ReferenceField(prep: Prep, live: Live, listed: Signal<Vec<ModelInfo>>) -> impl IntoView {
     let is_listed = move |path: &str| listed.with(|all| all.iter().any(|m| m.pretrained_model_name_or_path == path));
     let chosen = prep.draft.with_untracked(|d| d.pretrained_model_name_or_path.clone());
-    let path = RwSignal::new(if chosen == app::recipe::STARTER {
+    let reference = RwSignal::new(if chosen == app::recipe::STARTER {
         String::new()
     } else {
         chosen
     });
-    let check = move |event: leptos::ev::SubmitEvent| {
-        event.prevent_default();
-        let path = path.get_untracked().trim().to_owned();
-        if !path.is_empty() {
-            prep.inspect(path);
+    let ask = move || {
+        let reference = reference.get_untracked().trim().to_owned();
+        if !reference.is_empty() {
+            prep.inspect(reference);
         }
     };
+    let check = move |event: leptos::ev::SubmitEvent| {
+        event.prevent_default();
+        ask();
+    };
+    let needs_token = Memo::new(move |_| {
+        prep.inspected
+            .with(|asked| matches!(asked, Some(Fetched::Failed(trouble)) if asks_for_token(trouble)))
+    });
+    let has_token = move || live.server.with(|s| s.ready().is_some_and(|s| s.has_hub_token));
     let answer = move || match prep.inspected.get() {
         None => ().into_any(),
         Some(Fetched::Pending) => view! { <p class="quiet" role="status">"Reading the model."</p> }.into_any(),
@@ -103,20 +115,51 @@ fn PathField(prep: Prep, listed: Signal<Vec<ModelInfo>>) -> impl IntoView {
     };
     view! {
         <form class="field" on:submit=check>
-            <label for="model-path">"Or a model on the server"</label>
+            <label for="model-path">"Or another model"</label>
             <div class="field-row">
                 <input
                     id="model-path"
                     type="text"
                     autocomplete="off"
                     spellcheck="false"
-                    placeholder="/models/v1-5-pruned-emaonly.safetensors"
-                    bind:value=path
+                    placeholder="stable-diffusion-v1-5/stable-diffusion-v1-5"
+                    bind:value=reference
                 />
-                <button type="submit" class="button" disabled=move || path.with(|p| p.trim().is_empty())>"Check"</button>
+                <button type="submit" class="button" disabled=move || reference.with(|r| r.trim().is_empty())>"Check"</button>
             </div>
-            <p class="quiet">"A diffusers folder, a .safetensors or a .ckpt file, by its path on the machine that trains."</p>
+            <p class="quiet">"The path of a diffusers folder, .safetensors or .ckpt file on the machine that trains, or the name of a model on the Hugging Face Hub. Its licence and size are shown before anything large is downloaded."</p>
         </form>
         {answer}
+        <Show when=move || needs_token.get() || has_token()>
+            <TokenField live on_saved=move || if needs_token.get_untracked() { ask() } />
+        </Show>
+    }
+}
+
+/// For samples and the finished checkpoint; empty keeps the model's own.
+#[component]
+fn VaeField(prep: Prep) -> impl IntoView {
+    let vae = Signal::derive(move || prep.draft.with(|d| d.pretrained_vae_name_or_path.clone()));
+    let problem = prep.problem("pretrained_vae_name_or_path");
+    view! {
+        <div class="field">
+            <label for="vae">"Another VAE"</label>
+            <div class="field-row">
+                <input
+                    id="vae"
+                    type="text"
+                    autocomplete="off"
+                    spellcheck="false"
+                    placeholder="The model's own"
+                    prop:value=vae
+                    aria-describedby="vae-about"
+                    on:input=move |event| prep.draft.update(|d| d.pretrained_vae_name_or_path = event_target_value(&event))
+                />
+            </div>
+            <p class="quiet" id="vae-about">
+                {move || problem.get().map(|words| view! { <span class="field-problem">{words}</span> })}
+                "The part that turns numbers into pixels, for samples and the checkpoint. A path, or a name on the Hub such as stabilityai/sd-vae-ft-mse."
+            </p>
+        </div>
     }
 }

@@ -125,7 +125,15 @@ fn Preflight(live: Live, prep: Prep, studio: Studio) -> impl IntoView {
     let model_known = Signal::derive(move || prep.model.with(Option::is_some));
     let model = Signal::derive(move || {
         prep.model.with(|model| match model {
-            Some(m) => format!("{}, {side} \u{d7} {side}", m.title, side = prep.side_px().get()),
+            Some(m) => {
+                let side = prep.side_px().get();
+                let missing = m.hub.as_ref().map_or(0, |facts| facts.missing_bytes);
+                let first = match missing {
+                    0 => String::new(),
+                    bytes => format!(", {} are downloaded first", words::bytes(bytes)),
+                };
+                format!("{}, {side} \u{d7} {side}{first}", m.title)
+            }
             None => "not checked yet".into(),
         })
     });

@@ -143,7 +143,7 @@ fn RunBar(live: Live) -> impl IntoView {
     }
 }
 
-/// Class images first, then steps: each fills the bar once.
+/// A download first, then class images, then steps: each fills the bar once.
 fn share_done(run: &Run) -> f64 {
     let of = |done: u32, total: u32| {
         if total == 0 {
@@ -152,6 +152,9 @@ fn share_done(run: &Run) -> f64 {
             f64::from(done) / f64::from(total)
         }
     };
+    if let Some(coming) = run.downloading() {
+        return coming.done as f64 / coming.total.max(1) as f64;
+    }
     match run.phase {
         Some(Phase::ClassImages) => of(run.class_images.done, run.class_images.total),
         _ => of(run.step(), run.steps),

@@ -38,6 +38,7 @@ pub fn describe_remote(reference: &str, configs: &Configs, description: &Descrip
         loads_in_webuis: configs.is_standard(),
         defaults: recipe(reference),
         hub: Some(HubFacts {
+            card: description.card.clone(),
             license: description.license.clone(),
             bytes: description.bytes,
             missing_bytes: description.missing_bytes,

@@ -37,7 +37,14 @@ pub enum ApiError {
     #[error("job {0} is over already")]
     JobIsOver(String),
     #[error("the model cannot be used: {message}")]
-    Model { field: &'static str, message: String },
+    Model {
+        field: &'static str,
+        /// `model`, or one of `hub_codes`.
+        code: &'static str,
+        message: String,
+    },
+    #[error("{0}")]
+    HubToken(String),
     #[error("{0}")]
     TrainerMissing(String),
     #[error("no part of the file lies in the range asked for")]
@@ -66,9 +73,12 @@ impl ApiError {
                 StatusCode::BAD_REQUEST
             }
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::HashMismatch { .. } | Self::Photo(_) | Self::Recipe(_) | Self::Invalid(_) | Self::Model { .. } => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            Self::HashMismatch { .. }
+            | Self::Photo(_)
+            | Self::Recipe(_)
+            | Self::Invalid(_)
+            | Self::Model { .. }
+            | Self::HubToken(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::JobRuns(_) | Self::JobIsOver(_) => StatusCode::CONFLICT,
             Self::TrainerMissing(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Range { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
@@ -95,7 +105,8 @@ impl ApiError {
             Self::Invalid(_) => "invalid",
             Self::JobRuns(_) => "job_runs",
             Self::JobIsOver(_) => "job_is_over",
-            Self::Model { .. } => "model",
+            Self::Model { code, .. } => code,
+            Self::HubToken(_) => "no_token",
             Self::TrainerMissing(_) => "trainer_missing",
             Self::Range { .. } => "range",
             Self::WrongHost(_) => "wrong_host",
@@ -112,6 +123,7 @@ impl ApiError {
             Self::BadQuery { field, .. } | Self::Model { field, .. } => Some((*field).to_owned()),
             Self::Origin(_) => Some(app::api::ORIGIN_HEADER.to_owned()),
             Self::HashMismatch { .. } => Some("sha256".to_owned()),
+            Self::HubToken(_) => Some("token".to_owned()),
             _ => None,
         }
     }

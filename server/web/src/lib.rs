@@ -9,6 +9,7 @@ pub mod db;
 pub mod download;
 pub mod error;
 pub mod guard;
+pub mod hub_token;
 pub mod jobs;
 pub mod page;
 pub mod photos;

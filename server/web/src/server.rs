@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::config::Serve;
 use crate::db::{Db, DbError};
 use crate::guard::{Guard, GuardError};
+use crate::hub_token::HubToken;
 use crate::jobs::Jobs;
 use crate::jobs::runner::ChildRunner;
 use crate::jobs::supervisor::OpenError;
@@ -80,7 +81,8 @@ pub async fn serve(config: Serve) -> Result<(), ServeError> {
     std::fs::create_dir_all(&models).map_err(io(&models))?;
     let photos = Photos::open(db.clone(), data.join("photos")).map_err(io(&data))?;
     let jobs = Jobs::open(db, data.join("jobs"))?;
-    let trainers = Arc::new(Trainers::new(config.trainer.clone(), models));
+    let hub_token = HubToken::at(data.join("hub-token"));
+    let trainers = Arc::new(Trainers::new(config.trainer.clone(), models, hub_token));
     let (end, ending) = watch::channel(false);
     let state = AppState {
         photos,

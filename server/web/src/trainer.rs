@@ -7,9 +7,11 @@ use std::process::{Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use app::api::{DeviceInfo, ModelInfo};
+use app::api::{ApiProblem, DeviceInfo, ModelInfo, hub_codes};
 use app::recipe::STARTER;
 use tokio::sync::{OnceCell, Semaphore};
+
+use crate::hub_token::{self, HubToken};
 
 /// A driver that hangs must not hang the server.
 const DOCTOR_LIMIT: Duration = Duration::from_secs(30);
@@ -29,7 +31,11 @@ pub enum TrainerError {
         limit: Duration,
     },
     #[error("{said}")]
-    Refused { said: String },
+    Refused {
+        said: String,
+        /// One of `hub_codes`, when it is the Hub that does not give a model.
+        hub: Option<&'static str>,
+    },
     #[error("{path} {command}: its answer is not understood; is it of another version?")]
     Answer {
         path: PathBuf,
@@ -53,17 +59,19 @@ pub struct Trainers {
     chosen: OnceCell<Trainer>,
     inspected: Mutex<HashMap<String, Seen>>,
     at_once: Semaphore,
+    pub hub_token: HubToken,
     /// Folder where people put models of their own.
     models: PathBuf,
 }
 
 impl Trainers {
-    pub fn new(named: Option<PathBuf>, models: PathBuf) -> Self {
+    pub fn new(named: Option<PathBuf>, models: PathBuf, hub_token: HubToken) -> Self {
         Self {
             named,
             chosen: OnceCell::new(),
             inspected: Mutex::default(),
             at_once: Semaphore::new(2),
+            hub_token,
             models,
         }
     }
@@ -109,7 +117,8 @@ impl Trainers {
         let trainer = self.chosen().await?;
         let _permit = self.at_once.acquire().await;
         let args = ["inspect", "--model", &reference];
-        let info: ModelInfo = ask(&trainer.path, "inspect", &args, INSPECT_LIMIT).await?;
+        let token = self.hub_token.entered();
+        let info: ModelInfo = ask(&trainer.path, "inspect", &args, token, INSPECT_LIMIT).await?;
         // The Hub is asked again: what is here of its model grows while it is downloaded.
         if info.hub.is_none() {
             let mut inspected = self.inspected.lock().unwrap_or_else(PoisonError::into_inner);
@@ -212,18 +221,20 @@ fn gpu_driver_present() -> bool {
 }
 
 async fn doctor(path: &Path) -> Result<DeviceInfo, TrainerError> {
-    ask(path, "doctor", &["doctor", "--json"], DOCTOR_LIMIT).await
+    ask(path, "doctor", &["doctor", "--json"], None, DOCTOR_LIMIT).await
 }
 
-/// Runs one of the trainer's commands that answer with a JSON line.
+/// Runs one of the trainer's commands that answer with a JSON line. `token` is for the Hub.
 async fn ask<T: serde::de::DeserializeOwned>(
     path: &Path,
     command: &'static str,
     args: &[&str],
+    token: Option<String>,
     limit: Duration,
 ) -> Result<T, TrainerError> {
     let mut child = tokio::process::Command::new(path);
     child.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    child.envs(token.map(|token| (hub_token::VARIABLE, token)));
     let path = path.to_owned();
     let output: Output = match tokio::time::timeout(limit, child.output()).await {
         Err(_) => return Err(TrainerError::Slow { path, command, limit }),
@@ -233,8 +244,11 @@ async fn ask<T: serde::de::DeserializeOwned>(
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
     if !output.status.success() {
+        let problem = serde_json::from_str::<ApiProblem>(line).ok();
+        let hub = problem.and_then(|problem| hub_codes::ALL.into_iter().find(|code| *code == problem.code));
         return Err(TrainerError::Refused {
             said: last_words(&output),
+            hub,
         });
     }
     serde_json::from_str(line).map_err(|source| TrainerError::Answer { path, command, source })

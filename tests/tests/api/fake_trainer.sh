@@ -9,13 +9,23 @@ doctor)
     echo '{"trainer":"cpu","name":"CPU, pretended","why":"a test"}'
     exit ;;
 inspect)
-    if [ "$3" != starter ]; then
+    if [ "$3" = wants/token ] && [ "${HF_TOKEN:-}" != hf_secretForTests ]; then
+        echo '{"code":"hub_token","message":"wants/token: the Hub wants a token for it"}'
+        echo "error: wants/token: the Hub wants a token for it" >&2
+        exit 1
+    fi
+    if [ "$3" != starter ] && [ "$3" != wants/token ]; then
         echo "error: $3: there is no such model" >&2
         exit 1
     fi
-    echo '{"pretrained_model_name_or_path":"starter","title":"Starter","resolution":64,"parameters":7,"loads_in_webuis":false,"defaults":{}}'
+    hub=
+    [ "$3" = starter ] || hub=',"hub":{"card":"https://hub.example.org/wants/token","bytes":9,"missing_bytes":9}'
+    echo '{"pretrained_model_name_or_path":"'"$3"'","title":"Starter","resolution":64,"parameters":7,"loads_in_webuis":false,"defaults":{}'"$hub"'}'
     exit ;;
-job) dir=$3 ;;
+job)
+    dir=$3
+    # Only whether: the token itself is for nobody's eyes.
+    [ "${HF_TOKEN:-}" = hf_secretForTests ] && touch "$dir/had_token" ;;
 *) exit 2 ;;
 esac
 cd "$dir" || exit 2

@@ -51,9 +51,14 @@ pub struct Visit {
 
 impl Visit {
     pub async fn new(screen: Screen) -> anyhow::Result<Self> {
+        Self::with(screen, &[]).await
+    }
+
+    /// With variables in the server's environment.
+    pub async fn with(screen: Screen, variables: &[(&str, &str)]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         std::fs::create_dir(folder.path().join("downloads"))?;
-        let server = Server::start(&folder.path().join("data"), None, &[])?;
+        let server = Server::start_with("127.0.0.1:0", &folder.path().join("data"), None, &[], variables)?;
         let browser = Browser::start(screen, &folder.path().join("downloads")).await?;
         browser.page.goto(server.url.as_str()).await?;
         browser.see("input.pick").await?;

@@ -1,10 +1,12 @@
 //! Comparison with the reference numbers of `tests/golden/` (see its MANIFEST.md), or of `$GOLDEN_DIR` when set.
 
 mod convert;
+mod coverage;
 mod forward;
 mod gradients;
 mod images;
 mod lr;
+mod properties;
 mod rng;
 mod samplers;
 mod sd21;
@@ -21,6 +23,15 @@ pub fn dir() -> PathBuf {
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden"),
         PathBuf::from,
     )
+}
+
+/// The folder that holds `item`: a set named by `$GOLDEN_DIR` may be without what was made here (`tiny-sd21/`).
+pub fn dir_of(item: &str) -> PathBuf {
+    let named = dir();
+    match named.join(item).exists() {
+        true => named.join(item),
+        false => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(item),
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ const LOSS_TOLERANCE: f64 = 1e-5;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
 
 fn model() -> ModelWeights {
-    formats::load(&super::dir().join("tiny-sd21").to_string_lossy()).unwrap()
+    formats::load(&super::dir_of("tiny-sd21").to_string_lossy()).unwrap()
 }
 
 fn ids(golden: &Tensors) -> Tensor {
@@ -113,8 +113,8 @@ fn sd21_a_step_on_velocity_gives_the_reference_loss_and_gradients() {
     for (name, want) in &wanted.gradients {
         let got = grads.get(name).unwrap();
         let all = values(got);
-        if name.ends_with("k_proj.bias") {
-            // Zero but for rounding.
+        // Zero but for rounding: a bias that softmax takes no notice of, and attention among the mid block's one pixel.
+        if name.ends_with("k_proj.bias") || want.norm == 0.0 {
             table.check(name.clone(), l2(&all), 1e-6);
             continue;
         }

@@ -1,6 +1,7 @@
 //! What the golden tests share: reading the reference data, comparing so that NaN fails, printing a table.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde::de::DeserializeOwned;
@@ -9,7 +10,7 @@ pub type Tensors = BTreeMap<String, Tensor>;
 
 /// The tensors of `file`, a path inside the golden folder.
 pub fn load(file: impl AsRef<Path>) -> Tensors {
-    let path = super::dir().join(file);
+    let path = found(file.as_ref());
     let tensors = candle_core::safetensors::load(&path, &Device::Cpu);
     tensors
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -19,9 +20,20 @@ pub fn load(file: impl AsRef<Path>) -> Tensors {
 
 /// A JSON file inside the golden folder.
 pub fn json<T: DeserializeOwned>(file: impl AsRef<Path>) -> T {
-    let path = super::dir().join(file);
+    let path = found(file.as_ref());
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn found(file: &Path) -> PathBuf {
+    let item = file.iter().next().unwrap_or_default();
+    let rest: PathBuf = file.iter().skip(1).collect();
+    let item = super::dir_of(&item.to_string_lossy());
+    if rest.as_os_str().is_empty() {
+        item
+    } else {
+        item.join(rest)
+    }
 }
 
 /// All values, in f64, row-major.

@@ -63,3 +63,16 @@ fn prompts_become_the_ids_that_transformers_gives() -> anyhow::Result<()> {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }
+
+#[test]
+fn the_text_encoders_prompts_become_its_ids() -> anyhow::Result<()> {
+    let prompts: Vec<String> = super::support::json("forward/text_encoder_prompts.json");
+    let ids = &super::support::load("forward/text_encoder.safetensors")["input_ids"];
+    let tokenizer = Tokenizer::clip()?;
+    assert_eq!(ids.dims(), [prompts.len(), 77]);
+    for (prompt, wanted) in prompts.iter().zip(ids.to_vec2::<i64>()?) {
+        let got = tokenizer.encode(prompt, true)?.ids;
+        assert!(got.into_iter().map(i64::from).eq(wanted), "{prompt:?}");
+    }
+    Ok(())
+}

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use app::api::hub_codes;
 use app::job::Failure;
 
 use super::scaler::ScaleError;
@@ -79,6 +80,7 @@ impl TrainError {
         match self {
             Self::Model(error) => match &**error {
                 ModelError::Hub(error) => error.code(),
+                ModelError::NotFinite { .. } => "diverged",
                 _ => "bad_model",
             },
             Self::Param(_) | Self::Tokenizer(_) => "bad_model",
@@ -108,6 +110,12 @@ impl TrainError {
             "bad_photo" => Some("Remove that photo or save it again as PNG or JPEG."),
             "no_checkpoint" => Some("Give `latest`, a saved state or the folder of a run that has one."),
             "bad_state" => Some("Delete the folder `state` beside it to start over."),
+            code if hub_codes::asks_for_token(code) => {
+                Some("Check the name under Base model, enter a token there if the model wants one, and start again.")
+            }
+            hub_codes::OFFLINE | hub_codes::DOWNLOAD => {
+                Some("What has come is kept: start again, and the download goes on where it was.")
+            }
             "black_class_images" => Some("The base model seems damaged; try another one."),
             _ => None,
         }

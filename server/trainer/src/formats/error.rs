@@ -68,6 +68,12 @@ pub enum ModelError {
     Vocabulary { path: PathBuf, tokens: usize, rows: usize },
     #[error("{}: what was written does not read back: {reason}", .path.display())]
     ReadBack { path: PathBuf, reason: String },
+    #[error("{}: `{tensor}` holds numbers that are not finite as {dtype}; nothing was written. Training went astray: a lower learning rate helps", .path.display())]
+    NotFinite {
+        path: PathBuf,
+        tensor: String,
+        dtype: &'static str,
+    },
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),
     #[error("{}: {source}", .path.display())]

@@ -275,7 +275,7 @@ pub(super) fn read_back(path: &Path, scratch: &Path, outgoing: &[Outgoing]) -> R
     last.map_or(Ok(()), |(name, _)| file.read(name).map(drop))
 }
 
-/// A tensor's numbers as they lie in a file.
+/// A tensor's numbers as they lie in a file. Infinities and NaN are refused: no loader would tell of them.
 pub(super) fn bytes_of(path: &Path, outgoing: &Outgoing) -> Result<Vec<u8>, ModelError> {
     fn copy<const N: usize, T>(values: &[T], bytes: impl Fn(&T) -> [u8; N]) -> Vec<u8> {
         let mut out = vec![0; values.len() * N];
@@ -293,9 +293,31 @@ pub(super) fn bytes_of(path: &Path, outgoing: &Outgoing) -> Result<Vec<u8>, Mode
             _ => copy(&flat.to_dtype(DType::F32)?.to_vec1::<f32>()?, |v| v.to_le_bytes()),
         })
     };
-    read().map_err(|source| ModelError::Tensor {
+    let bytes = read().map_err(|source| ModelError::Tensor {
         path: path.into(),
         tensor: outgoing.name.clone(),
         source: Box::new(source),
-    })
+    })?;
+    match is_finite(outgoing.dtype, &bytes) {
+        true => Ok(bytes),
+        false => Err(ModelError::NotFinite {
+            path: path.into(),
+            tensor: outgoing.name.clone(),
+            dtype: outgoing.dtype.as_str(),
+        }),
+    }
+}
+
+/// Whether no number of little-endian `bytes` has all bits of its exponent set.
+fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
+    // The exponent lies in the last two bytes of each.
+    let (size, exponent): (usize, u16) = match dtype {
+        DType::F16 => (2, 0x7c00),
+        DType::BF16 => (2, 0x7f80),
+        DType::F64 => (8, 0x7ff0),
+        _ => (4, 0x7f80),
+    };
+    bytes
+        .chunks_exact(size)
+        .all(|number| u16::from_le_bytes([number[size - 2], number[size - 1]]) & exponent != exponent)
 }

@@ -36,6 +36,8 @@ pub trait Watch {
 /// What the Hub says of a model.
 #[derive(Clone, Debug)]
 pub struct Description {
+    /// The address of its card.
+    pub card: String,
     /// As its card names it, such as `creativeml-openrail-m`.
     pub license: Option<String>,
     /// Of all files that training needs.
@@ -112,6 +114,7 @@ pub fn describe(id: &str, revision: Option<&str>, watch: &mut dyn Watch) -> Resu
         }
     }
     Ok(Description {
+        card: format!("{}/{}", client.endpoint, found.listing.repo.id),
         license: found.listing.license.clone(),
         bytes: found.bytes,
         missing_bytes: found.missing.iter().map(|file| file.bytes).sum(),

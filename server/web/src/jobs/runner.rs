@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use super::folder::JobFolder;
+use crate::hub_token;
 use crate::trainer::Trainers;
 
 /// How a trainer ended.
@@ -47,6 +48,7 @@ impl Runner for ChildRunner {
                 .arg("job")
                 .arg("--dir")
                 .arg(folder.path())
+                .envs(self.0.hub_token.entered().map(|token| (hub_token::VARIABLE, token)))
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(log)

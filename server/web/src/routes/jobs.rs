@@ -34,6 +34,8 @@ async fn checked(state: &AppState, new: NewJob) -> Result<(Recipe, Vec<Vec<Strin
         concept.class_data_dir = recipe.prior.is_some().then(|| format!("class-images/{i}"));
     }
     recipe.pretrained_model_name_or_path = state.trainers.resolve(&recipe.pretrained_model_name_or_path);
+    let vae = recipe.pretrained_vae_name_or_path.take();
+    recipe.pretrained_vae_name_or_path = vae.map(|vae| state.trainers.resolve(&vae));
     let recipe = recipe.check()?;
     let problems = photo_problems(state, &photos, recipe.concepts.len()).await?;
     if !problems.is_empty() {

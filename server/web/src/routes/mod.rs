@@ -90,6 +90,26 @@ fn table() -> Vec<Endpoint> {
         &[400, 422, 503],
         post(server::inspect),
     );
+    let token = "/api/hub/token";
+    let gone: Gives = &[(204, Nothing)];
+    add(
+        Method::PUT,
+        token,
+        "Enter a token for the Hub",
+        Json("HubToken"),
+        gone,
+        &[400, 422],
+        put(server::set_hub_token),
+    );
+    add(
+        Method::DELETE,
+        token,
+        "Forget the token for the Hub",
+        Nothing,
+        gone,
+        &[],
+        delete(server::forget_hub_token),
+    );
     let photo = "/api/photos/{sha256}";
     let is_here = "Is this crop here already?";
     add(
@@ -154,7 +174,6 @@ fn table() -> Vec<Endpoint> {
         &[404],
         get(jobs::detail),
     );
-    let gone: Gives = &[(204, Nothing)];
     add(
         Method::DELETE,
         "/api/jobs/{id}",

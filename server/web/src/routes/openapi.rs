@@ -77,7 +77,7 @@ fn body(description: &str, content: Content) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use app::api::{ApiProblem, DeviceInfo, HubFacts, ModelInfo, ServerInfo};
+    use app::api::{ApiProblem, DeviceInfo, HubFacts, HubToken, ModelInfo, ServerInfo};
     use app::job::{Failure, JobDetail, JobId, JobState, JobSummary};
     use app::recipe::{Concept, RecipeDraft};
 
@@ -182,6 +182,7 @@ mod tests {
             loads_in_webuis: false,
             defaults: recipe(),
             hub: Some(HubFacts {
+                card: "https://hub.example.org/a/b".into(),
                 license: Some("mit".into()),
                 bytes: 1,
                 missing_bytes: 1,
@@ -192,9 +193,11 @@ mod tests {
             json!(ServerInfo {
                 version: "1".into(),
                 device,
-                models: vec![model]
+                models: vec![model],
+                has_hub_token: true,
             }),
         );
+        compare("HubToken", json!(HubToken { token: "hf_1".into() }));
         let inner = crate::error::problem("c", "m".into(), "f".into());
         compare(
             "ApiProblem",

@@ -1,11 +1,13 @@
 //! What trains here, and with which models.
 
-use app::api::{InspectModel, ModelInfo, ServerInfo};
+use app::api::{HubToken, InspectModel, ModelInfo, ServerInfo};
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 
 use super::extract::ApiJson;
 use crate::error::{ApiError, chain};
+use crate::hub_token::HubTokenError;
 use crate::server::AppState;
 use crate::trainer::TrainerError;
 
@@ -15,6 +17,7 @@ pub async fn info(State(state): State<AppState>) -> Result<Json<ServerInfo>, Api
         version: env!("CARGO_PKG_VERSION").into(),
         device: trainer.device.clone(),
         models: state.trainers.models().await,
+        has_hub_token: state.trainers.hub_token.is_known(),
     }))
 }
 
@@ -29,9 +32,33 @@ pub async fn inspect(
 /// What the model is, or which field names one that cannot be used.
 pub async fn model(state: &AppState, reference: &str, field: &'static str) -> Result<ModelInfo, ApiError> {
     state.trainers.inspect(reference).await.map_err(|e| match e {
-        TrainerError::Refused { said } => ApiError::Model { field, message: said },
+        TrainerError::Refused { said, hub } => ApiError::Model {
+            field,
+            code: hub.unwrap_or("model"),
+            message: said,
+        },
         e => missing(e),
     })
+}
+
+pub async fn set_hub_token(
+    State(state): State<AppState>,
+    ApiJson(HubToken { token }): ApiJson<HubToken>,
+) -> Result<StatusCode, ApiError> {
+    state.trainers.hub_token.set(&token).map_err(token_error)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn forget_hub_token(State(state): State<AppState>) -> Result<StatusCode, ApiError> {
+    state.trainers.hub_token.forget().map_err(token_error)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn token_error(error: HubTokenError) -> ApiError {
+    match error {
+        HubTokenError::Text => ApiError::HubToken(error.to_string()),
+        HubTokenError::Io { .. } => ApiError::internal(error),
+    }
 }
 
 fn missing(error: TrainerError) -> ApiError {

@@ -1,5 +1,7 @@
 //! Models of the Hub, from a stand-in that speaks its HTTP: what is downloaded, taken up again, refused, and kept secret.
 
+mod training;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
