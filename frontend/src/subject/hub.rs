@@ -33,7 +33,7 @@ pub fn asks_for_token(trouble: &Trouble) -> bool {
 
 /// Enters, replaces or forgets the token. It goes to the server and never comes back.
 #[component]
-pub fn TokenField(live: Live, on_saved: impl Fn() + Copy + Send + 'static) -> impl IntoView {
+pub fn TokenField(live: Live, on_saved: impl Fn() + Copy + Send + Sync + 'static) -> impl IntoView {
     let announcer = expect_context::<Announcer>();
     let text = RwSignal::new(String::new());
     let sending = RwSignal::new(false);

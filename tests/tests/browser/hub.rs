@@ -39,7 +39,7 @@ async fn browser_a_model_of_the_hub_is_described_then_downloaded_and_trained() -
         .await?;
     let card = visit.browser.text(".models + form ~ .models .model-facts").await?;
     assert!(card.contains("creativeml-openrail-m"), "{card}");
-    assert!(card.contains("are still to be downloaded"), "{card}");
+    assert!(card.contains("are downloaded when training starts"), "{card}");
     visit.browser.see("#hub-token").await?;
     let field = "return document.querySelector('#hub-token').value";
     assert_eq!(

@@ -132,7 +132,7 @@ impl Client {
             cache,
             endpoint,
             token,
-            may_ask: !set("HF_HUB_OFFLINE").is_some_and(|value| value != "0"),
+            may_ask: set("HF_HUB_OFFLINE").is_none_or(|value| value == "0"),
         }
     }
 
