@@ -197,7 +197,7 @@ mod tests {
         draft.typed.insert("learning_rate".into(), "2e-4".into());
         draft.typed.insert("prior".into(), "off".into());
         draft.class_prompt = Some("a drawing of a dog".into());
-        draft.pretrained_vae_name_or_path = " stabilityai/sd-vae-ft-mse".into();
+        draft.pretrained_vae_name_or_path = "stabilityai/sd-vae-ft-mse".into();
         let plan = draft.plan(&model);
         let again = JobDraft::default().again(&plan.recipe, &model);
         assert_eq!(again, draft);
