@@ -230,7 +230,7 @@ impl<'a> Training<'a> {
         };
         let learning_rate = self.rates.at(state.adam.updates);
         let loss_scale = state.scaler.is_on().then(|| state.scaler.scale());
-        let grad_norm = if step % recipe.steps_per_update() == 0 {
+        let grad_norm = if step.is_multiple_of(recipe.steps_per_update()) {
             self.update(state, step, &grads)?
         } else {
             *pending = Some(grads);

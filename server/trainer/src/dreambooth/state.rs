@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use super::error::TrainError;
 use super::scaler::LossScaler;
-use crate::optim::adamw::Moments;
 use crate::optim::{AdamW, Ema};
 use crate::store::{self, StoreError};
 
@@ -190,7 +189,7 @@ impl TrainingState {
         for kind in ["m", "v"] {
             for (name, var) in &self.vars {
                 let values = read(kind, name, var.dims())?;
-                let moments = self.adam.moments.entry(name.clone()).or_insert_with(Moments::default);
+                let moments = self.adam.moments.entry(name.clone()).or_default();
                 *(if kind == "m" {
                     &mut moments.first
                 } else {
