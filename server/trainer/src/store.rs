@@ -133,7 +133,11 @@ mod tests {
         }
         std::fs::remove_file(&from).expect("removes");
         assert_eq!(std::fs::read(&to).expect("is there"), b"content");
-        assert_eq!(std::fs::read_dir(parent(&to)).expect("lists").count(), 1, "no scratch file");
+        assert_eq!(
+            std::fs::read_dir(parent(&to)).expect("lists").count(),
+            1,
+            "no scratch file"
+        );
     }
 
     #[test]

@@ -120,7 +120,11 @@ fn to_rgb(picture: DynamicImage, background: AlphaBackground) -> RgbImage {
 /// When it is missing or no text.
 pub fn read_caption(photo: &Path, script_names: bool) -> Result<String, DatasetError> {
     let [script, common] = caption_paths(photo);
-    let path = if script_names || script.exists() { &script } else { &common };
+    let path = if script_names || script.exists() {
+        &script
+    } else {
+        &common
+    };
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text.trim().to_owned()),
         Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => Err(DatasetError::NoCaption {

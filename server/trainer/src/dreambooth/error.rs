@@ -110,7 +110,9 @@ impl TrainError {
     fn hint(&self) -> Option<&'static str> {
         match self.code() {
             "diverged" => Some("Try a learning rate ten times lower."),
-            "no_space" => Some("Free some space, keep fewer models (--keep_last), save them less often or with --save_fp16."),
+            "no_space" => {
+                Some("Free some space, keep fewer models (--keep_last), save them less often or with --save_fp16.")
+            }
             "disk_full" => Some("Free some space; the run then continues from its last saved state."),
             "no_photos" => Some("Add JPEG, PNG or WebP files."),
             "bad_photo" => Some("Remove that photo or save it again as PNG or JPEG."),

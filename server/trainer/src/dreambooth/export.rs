@@ -65,7 +65,10 @@ impl TutorialFolders {
         let surplus = there.len().saturating_sub(keep.saturating_sub(1) as usize);
         for path in there.into_iter().take(surplus) {
             // First, so that one half removed does not pass for a model.
-            for removed in [std::fs::remove_file(path.join("model_index.json")), std::fs::remove_dir_all(&path)] {
+            for removed in [
+                std::fs::remove_file(path.join("model_index.json")),
+                std::fs::remove_dir_all(&path),
+            ] {
                 removed.map_err(|source| StoreError {
                     path: path.clone(),
                     source,

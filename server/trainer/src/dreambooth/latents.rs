@@ -11,6 +11,7 @@ use candle_core::{DType, Device, IndexOp, Tensor};
 use super::batch::Draw;
 use super::error::TrainError;
 use super::learner::Learner;
+use super::order::Order;
 use crate::dataset::{self, DatasetError, Frame, Framing, Reading};
 use crate::noise::{Noise, Purpose};
 use crate::pipeline::LATENT_PX;
@@ -102,13 +103,11 @@ pub struct LatentCache<'a> {
     items: Vec<(usize, Option<usize>)>,
     /// Encodes anew for every step; there are no entries then.
     live: Option<Live<'a>>,
-    /// Batches are put together once and stay so, as in the tutorial's script when it caches.
-    frozen_batches: bool,
+    order: Order,
     /// Of each prompt.
     tokens: Vec<TokenIds>,
     /// Channels, height and width of an entry.
     dims: [usize; 3],
-    batch_size: usize,
     pad_tokens: bool,
     draws_offsets: bool,
     scaling_factor: f64,
@@ -161,7 +160,8 @@ impl<'a> LatentCache<'a> {
             if let Some(live) = &mut live {
                 let first = live.sources.len();
                 for source in sources {
-                    live.sources.push((source.path.clone(), tokens.of(&source.prompt, learner, noticed)?));
+                    live.sources
+                        .push((source.path.clone(), tokens.of(&source.prompt, learner, noticed)?));
                 }
                 return Ok((first..live.sources.len()).cycle().take(length).collect());
             }
@@ -193,9 +193,13 @@ impl<'a> LatentCache<'a> {
             entries: encoder.entries,
             items,
             live,
-            frozen_batches: recipe.strict_tutorial && !recipe.not_cache_latents,
+            order: Order {
+                items: length,
+                batch_size: recipe.train_batch_size as usize,
+                frozen: recipe.strict_tutorial && !recipe.not_cache_latents,
+                noise,
+            },
             tokens: tokens.ids,
-            batch_size: recipe.train_batch_size as usize,
             pad_tokens: recipe.pad_tokens,
             draws_offsets: recipe.offset_noise > 0.0,
             scaling_factor: learner.vae.config().scaling_factor,
@@ -230,25 +234,10 @@ impl<'a> LatentCache<'a> {
         }
     }
 
-    /// The items of a micro-batch, counted from 0, and the epoch it is in.
-    fn chosen(&self, number: u64) -> (u64, Vec<usize>) {
-        let (count, size) = (self.items.len(), self.batch_size);
-        let per_epoch = count.div_ceil(size) as u64;
-        let (epoch, mut batch) = (number / per_epoch, (number % per_epoch) as usize);
-        let order = if self.frozen_batches {
-            batch = self.noise.permutation(Purpose::Shuffle, epoch + 1, per_epoch as usize)[batch];
-            self.noise.permutation(Purpose::Shuffle, 0, count)
-        } else {
-            self.noise.permutation(Purpose::Shuffle, epoch, count)
-        };
-        let end = ((batch + 1) * size).min(count);
-        (epoch, order[batch * size..end].to_vec())
-    }
-
     /// Entries of a micro-batch: its instances, then its class images. Also how many are instances.
     fn rows(&self, number: u64) -> Result<(usize, Vec<Cow<'_, Entry>>), TrainError> {
-        let (epoch, chosen) = self.chosen(number);
-        let shown = |item: usize, parity| showing(epoch * self.items.len() as u64 + item as u64, parity);
+        let (round, chosen) = self.order.batch(number);
+        let shown = |item: usize, parity| showing(round * self.items.len() as u64 + item as u64, parity);
         let mut rows = Vec::new();
         for item in &chosen {
             rows.push(self.entry(self.items[*item].0, shown(*item, 0))?);

@@ -11,6 +11,7 @@ mod latents;
 pub mod learner;
 pub mod loss;
 mod meters;
+mod order;
 mod run;
 mod samples;
 pub mod scaler;

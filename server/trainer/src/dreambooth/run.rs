@@ -191,7 +191,10 @@ impl Run {
             AlphaBackground::Drop => "what lies below them is trained on".to_owned(),
             color => format!("they are laid on {color}"),
         };
-        self.warn("transparent", format!("{} has transparent parts; {what}", path.display()))
+        self.warn(
+            "transparent",
+            format!("{} has transparent parts; {what}", path.display()),
+        )
     }
 
     pub(super) fn tell_noticed(&self, noticed: &Noticed) -> Result<(), TrainError> {

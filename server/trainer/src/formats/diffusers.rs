@@ -193,7 +193,10 @@ pub fn save_diffusers(folder: &Path, weights: &ModelWeights, width: Width) -> Re
         })
     });
     write_json(&tokenizer.join("special_tokens_map.json"), &special_tokens)?;
-    write_json(&folder.join("feature_extractor/preprocessor_config.json"), &image_processor())?;
+    write_json(
+        &folder.join("feature_extractor/preprocessor_config.json"),
+        &image_processor(),
+    )?;
     let scheduler = config.scheduler["_class_name"].as_str().unwrap_or("PNDMScheduler");
     let index = json!({
         "_class_name": "StableDiffusionPipeline",

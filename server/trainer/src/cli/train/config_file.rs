@@ -117,7 +117,10 @@ mod tests {
     fn a_file_that_is_none_is_named() {
         let words = |json| expanded(json, &["x", "train"], &[]).expect_err("bad").to_string();
         let unknown = words(r#"{"learning_rat": 1}"#);
-        assert!(unknown.contains("args.json") && unknown.contains("learning_rat"), "{unknown}");
+        assert!(
+            unknown.contains("args.json") && unknown.contains("learning_rat"),
+            "{unknown}"
+        );
         assert!(words("[]").contains("args.json"));
         assert!(words(r#"{"hflip": 3}"#).contains("hflip"));
         assert!(expand(vec!["x".into(), "train".into(), "--config".into()]).is_err());

@@ -81,9 +81,15 @@ fn page() -> String {
     for arg in command.get_arguments() {
         let Some(name) = arg.get_long() else { continue };
         let heading = arg.get_help_heading().expect("every flag has a group").to_owned();
-        let script = SCRIPT.iter().find(|(flag, _)| *flag == name).map(|(_, default)| *default);
+        let script = SCRIPT
+            .iter()
+            .find(|(flag, _)| *flag == name)
+            .map(|(_, default)| *default);
         let ours = match arg.get_action().takes_values() {
-            true => arg.get_default_values().first().map(|v| v.to_string_lossy().into_owned()),
+            true => arg
+                .get_default_values()
+                .first()
+                .map(|v| v.to_string_lossy().into_owned()),
             false => Some("off".to_owned()),
         };
         let same = |ours: &str, script: &str| match (ours.parse::<f64>(), script.parse::<f64>()) {
@@ -93,12 +99,24 @@ fn page() -> String {
         let here = ours.filter(|ours| script.is_none_or(|script| !same(ours, script)));
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         assert!(!help.is_empty(), "--{name} has no help");
-        let aliases: Vec<String> = arg.get_visible_aliases().unwrap_or_default().iter().map(|a| format!("`--{a}`")).collect();
-        let aliases = if aliases.is_empty() { String::new() } else { format!(" ({})", aliases.join(", ")) };
+        let aliases: Vec<String> = arg
+            .get_visible_aliases()
+            .unwrap_or_default()
+            .iter()
+            .map(|a| format!("`--{a}`"))
+            .collect();
+        let aliases = if aliases.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", aliases.join(", "))
+        };
         if !sections.iter().any(|(title, _)| *title == heading) {
             sections.push((heading.clone(), String::new()));
         }
-        let rows = sections.iter_mut().find(|(title, _)| *title == heading).expect("just added");
+        let rows = sections
+            .iter_mut()
+            .find(|(title, _)| *title == heading)
+            .expect("just added");
         writeln!(
             rows.1,
             "| `--{name}`{aliases} | {} | {} | {} |",
@@ -110,7 +128,11 @@ fn page() -> String {
     }
     let mut page = HEAD.to_owned();
     for (title, rows) in sections {
-        write!(page, "\n## {title}\n\n| flag | script | here | meaning |\n| --- | --- | --- | --- |\n{rows}").expect("a string");
+        write!(
+            page,
+            "\n## {title}\n\n| flag | script | here | meaning |\n| --- | --- | --- | --- |\n{rows}"
+        )
+        .expect("a string");
     }
     page
 }

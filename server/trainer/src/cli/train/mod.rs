@@ -79,7 +79,10 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
 /// A problem of the recipe with the flag that has it: they share their names.
 fn with_flag(problem: &RecipeProblem) -> String {
     let field = problem.field();
-    let flag = field.rsplit('.').next().unwrap_or(&field);
+    let flag = match field.rsplit('.').next().unwrap_or(&field) {
+        "concepts" => "concepts_list",
+        same => same,
+    };
     format!("--{flag}: {problem}")
 }
 

@@ -6,7 +6,12 @@ use super::args::TrainArgs;
 
 /// A sentence for each, that says why.
 pub fn told(args: &TrainArgs, recipe: &Recipe) -> Vec<String> {
-    let cases = [subjects(args, recipe), training(args, recipe), results(args, recipe), never(args)];
+    let cases = [
+        subjects(args, recipe),
+        training(args, recipe),
+        results(args, recipe),
+        never(args),
+    ];
     let told = cases.into_iter().flatten().filter(|(given, _)| *given);
     told.map(|(_, sentence)| sentence.to_owned()).collect()
 }

@@ -301,7 +301,8 @@ mod tests {
         assert_eq!((person.max_train_steps, person.train_batch_size), (1200, 1));
         assert!(person.train_text_encoder);
         assert_eq!(person.prior.map(|p| p.num_class_images), Some(200));
-        let own = format!("--preset=person {class} --max_train_steps=7 --num_class_images=9 --train_text_encoder=false");
+        let own =
+            format!("--preset=person {class} --max_train_steps=7 --num_class_images=9 --train_text_encoder=false");
         let own = of(photos.path(), &own);
         assert_eq!((own.max_train_steps, own.train_text_encoder), (7, false));
         assert_eq!(own.prior.map(|p| p.num_class_images), Some(9));

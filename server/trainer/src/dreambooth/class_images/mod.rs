@@ -113,7 +113,12 @@ impl ConceptImages<'_> {
         let cache = cache.map(|root| Cache::open(root, model, &request, self.run.recipe.seed, self.twin));
         let batch = self.run.recipe.sample_batch_size as usize;
         for group in folder.numbers(wanted, batch).chunks(batch) {
-            for number in group.iter().filter(|number| !folder.has(**number)).copied().collect::<Vec<_>>() {
+            for number in group
+                .iter()
+                .filter(|number| !folder.has(**number))
+                .copied()
+                .collect::<Vec<_>>()
+            {
                 if let Some(cached) = cache.as_ref().and_then(|cache| cache.find(number)) {
                     let path = folder.link(number, &cached)?;
                     self.told(&path)?;
@@ -155,7 +160,10 @@ impl ConceptImages<'_> {
         }
         for path in folder.others() {
             if let Some(fault) = flat(&dataset::read_photo(path, Reading::of(&self.run.recipe))?.rgb) {
-                let message = format!("the class image {} {fault}, which teaches the model nothing", path.display());
+                let message = format!(
+                    "the class image {} {fault}, which teaches the model nothing",
+                    path.display()
+                );
                 self.run.warn("flat_class_image", message)?;
             }
         }
@@ -320,7 +328,11 @@ mod tests {
             *calls.borrow(),
             [vec![(5, 0), (6, 0), (7, 0)], vec![(6, 1), (7, 1)], vec![(7, 2)]]
         );
-        let words = ["6 is black because the model gave no numbers", "7 is a single colour", "7 is black"];
+        let words = [
+            "6 is black because the model gave no numbers",
+            "7 is a single colour",
+            "7 is black",
+        ];
         assert_eq!(*told.borrow(), words);
     }
 
