@@ -1,5 +1,6 @@
 //! The trainer as the server runs it: a job folder in, events, samples and checkpoints out, whatever is killed when.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -21,7 +22,7 @@ fn tiny_model() -> String {
     super::golden::dir().join("tiny-sd").to_string_lossy().into_owned()
 }
 
-fn recipe(steps: u32) -> RecipeDraft {
+pub fn recipe(steps: u32) -> RecipeDraft {
     RecipeDraft {
         pretrained_model_name_or_path: tiny_model(),
         concepts: vec![Concept {
@@ -51,12 +52,12 @@ fn recipe(steps: u32) -> RecipeDraft {
 }
 
 /// A job folder with drawn photos: stripes of different widths and colours.
-struct Job {
+pub struct Job {
     folder: tempfile::TempDir,
 }
 
 impl Job {
-    fn new(recipe: &RecipeDraft) -> Self {
+    pub fn new(recipe: &RecipeDraft) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let photos = folder.path().join("photos/0");
         std::fs::create_dir_all(&photos).unwrap();
@@ -73,14 +74,20 @@ impl Job {
         Self { folder }
     }
 
-    fn path(&self, below: &str) -> PathBuf {
+    pub fn path(&self, below: &str) -> PathBuf {
         self.folder.path().join(below)
     }
 
-    fn start(&self) -> Trainer {
+    pub fn start(&self) -> Trainer {
+        self.start_with(&[])
+    }
+
+    /// With more flags than it needs.
+    pub fn start_with(&self, more: &[&OsStr]) -> Trainer {
         let mut child = Command::new(tests::executable("likeness-trainer"))
             .args(["job", "--device", "cpu", "--dir"])
             .arg(self.folder.path())
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -91,11 +98,11 @@ impl Job {
     }
 
     /// Runs to the end and gives what it printed.
-    fn run(&self) -> (ExitStatus, Vec<Event>) {
+    pub fn run(&self) -> (ExitStatus, Vec<Event>) {
         self.start().finish()
     }
 
-    fn log(&self) -> Vec<Event> {
+    pub fn log(&self) -> Vec<Event> {
         let text = std::fs::read_to_string(self.path("events.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -114,7 +121,7 @@ impl Job {
     }
 }
 
-struct Trainer {
+pub struct Trainer {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
 }
@@ -129,7 +136,7 @@ impl Trainer {
         }
     }
 
-    fn wait_for(&mut self, wanted: impl Fn(&EventKind) -> bool) -> Event {
+    pub fn wait_for(&mut self, wanted: impl Fn(&EventKind) -> bool) -> Event {
         let since = Instant::now();
         while let Some(event) = self.next() {
             assert!(since.elapsed() < PATIENCE, "too slow");
@@ -140,12 +147,12 @@ impl Trainer {
         panic!("the trainer ended before the event that was waited for")
     }
 
-    fn kill(mut self) {
+    pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    fn finish(mut self) -> (ExitStatus, Vec<Event>) {
+    pub fn finish(mut self) -> (ExitStatus, Vec<Event>) {
         let mut rest = String::new();
         self.lines.read_to_string(&mut rest).unwrap();
         let events = rest.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -28,6 +28,8 @@ pub enum Purpose {
     Weights = 9,
     /// Leaving captions out.
     Dropout = 10,
+    /// Order of photos, once for a run: which class image each meets.
+    Pairing = 11,
 }
 
 /// Counter-based random numbers: nothing is remembered between draws.

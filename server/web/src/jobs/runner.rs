@@ -44,11 +44,15 @@ impl Runner for ChildRunner {
                 .create(true)
                 .append(true)
                 .open(folder.path().join("trainer.log"))?;
-            let mut child = Command::new(&trainer.path)
-                .arg("job")
-                .arg("--dir")
-                .arg(folder.path())
-                .envs(self.0.hub_token.entered().map(|token| (hub_token::VARIABLE, token)))
+            let mut command = Command::new(&trainer.path);
+            command.arg("job").arg("--dir").arg(folder.path());
+            // Above DATA/jobs/ID.
+            if let Some(data) = folder.path().ancestors().nth(2) {
+                command.arg("--class_image_cache").arg(data.join("class-images"));
+            }
+            let token = self.0.hub_token.entered();
+            let mut child = command
+                .envs(token.map(|token| (hub_token::VARIABLE, token)))
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(log)

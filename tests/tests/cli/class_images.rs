@@ -1,0 +1,198 @@
+//! Class images: drawn once, whatever is cut off; of use, each of them; and found again by the next run.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use app::event::EventKind;
+use app::recipe::RecipeDraft;
+use image::RgbImage;
+
+use super::world::{World, names, stripes};
+use crate::job::{Job, recipe};
+
+/// One step on nine class images, drawn by twos.
+fn nine() -> RecipeDraft {
+    let mut recipe = RecipeDraft {
+        sample_batch_size: 2,
+        ..recipe(1)
+    };
+    if let Some(prior) = &mut recipe.prior {
+        prior.num_class_images = 9;
+    }
+    recipe
+}
+
+fn images(job: &Job) -> Vec<(String, Vec<u8>)> {
+    let folder = job.path("class-images/0");
+    let read = |name: String| {
+        let bytes = std::fs::read(folder.join(&name)).unwrap();
+        (name, bytes)
+    };
+    names(&folder).into_iter().map(read).collect()
+}
+
+/// What was said about class images: so many are done, and warnings about them.
+fn told(job: &Job) -> (Vec<u32>, Vec<String>) {
+    let (mut done, mut warnings) = (Vec::new(), Vec::new());
+    for event in job.log() {
+        match event.kind {
+            EventKind::ClassImage { done: count, .. } => done.push(count),
+            EventKind::Warning { message, .. } => warnings.push(message),
+            _ => {}
+        }
+    }
+    (done, warnings)
+}
+
+/// A job whose class images are another one's.
+fn with_images_of(recipe: &RecipeDraft, other: &Job) -> Job {
+    let job = Job::new(recipe);
+    std::fs::create_dir_all(job.path("class-images/0")).unwrap();
+    for (name, bytes) in images(other) {
+        std::fs::write(job.path("class-images/0").join(name), bytes).unwrap();
+    }
+    job
+}
+
+#[test]
+fn a_killed_run_draws_what_is_missing_and_unusable_ones_are_made_again() {
+    let whole = Job::new(&nine());
+    assert!(whole.run().0.success());
+    let wanted = images(&whole);
+    assert_eq!(wanted.len(), 9);
+    assert_eq!(told(&whole).0, (1..=9).collect::<Vec<_>>());
+
+    let cut = Job::new(&nine());
+    let mut trainer = cut.start();
+    trainer.wait_for(|kind| matches!(kind, EventKind::ClassImage { done: 3, .. }));
+    trainer.kill();
+    let there = images(&cut).len();
+    assert!((3..9).contains(&there), "{there}");
+    assert!(cut.run().0.success());
+    assert!(images(&cut) == wanted, "the same images");
+
+    // One black, one of a single colour, one torn, one gone; and something that is none.
+    let spoiled = with_images_of(&nine(), &whole);
+    let at = |number: u32| spoiled.path(&format!("class-images/0/class-{number:04}.png"));
+    RgbImage::new(64, 64).save(at(2)).unwrap();
+    RgbImage::from_pixel(64, 64, image::Rgb([90, 120, 30]))
+        .save(at(3))
+        .unwrap();
+    let torn = std::fs::read(at(5)).unwrap();
+    std::fs::write(at(5), &torn[..torn.len() / 2]).unwrap();
+    std::fs::remove_file(at(8)).unwrap();
+    std::fs::write(spoiled.path("class-images/0/Thumbs.db"), "none").unwrap();
+    assert!(spoiled.run().0.success());
+    std::fs::remove_file(spoiled.path("class-images/0/Thumbs.db")).unwrap();
+    assert!(images(&spoiled) == wanted, "the same images again");
+    let (_, warnings) = told(&spoiled);
+    for (name, why) in [
+        ("class-0002.png", "is black"),
+        ("class-0003.png", "is a single colour"),
+        ("class-0005.png", "is damaged"),
+        ("Thumbs.db", "is left out"),
+    ] {
+        assert!(
+            warnings.iter().any(|w| w.contains(name) && w.contains(why)),
+            "{name}: {warnings:?}"
+        );
+    }
+}
+
+/// Which file on the disk each name means.
+fn files(job: &Job) -> Vec<u64> {
+    let folder = job.path("class-images/0");
+    let file = |name: String| std::fs::metadata(folder.join(name)).unwrap().ino();
+    names(&folder).into_iter().map(file).collect()
+}
+
+#[test]
+fn the_next_job_of_the_same_class_finds_them() {
+    let cache = tempfile::tempdir().unwrap();
+    let run = |recipe: &RecipeDraft, cache: &Path| {
+        let job = Job::new(recipe);
+        let flag = OsStr::new("--class_image_cache");
+        assert!(job.start_with(&[flag, cache.as_os_str()]).finish().0.success());
+        job
+    };
+    let mut wanted = nine();
+    wanted.sample_batch_size = 4;
+    let first = run(&wanted, cache.path());
+    let second = run(&wanted, cache.path());
+    assert_eq!(files(&first), files(&second), "none was drawn again");
+    assert_eq!(
+        told(&second).0,
+        (1..=9).collect::<Vec<_>>(),
+        "each is told all the same"
+    );
+
+    // Fewer are the first of them, more are drawn beside them.
+    let with = |count: u32, change: &dyn Fn(&mut RecipeDraft)| {
+        let mut recipe = wanted.clone();
+        if let Some(prior) = &mut recipe.prior {
+            prior.num_class_images = count;
+        }
+        change(&mut recipe);
+        files(&run(&recipe, cache.path()))
+    };
+    assert_eq!(with(5, &|_| {}), files(&first)[..5]);
+    assert_eq!(with(11, &|_| {})[..9], files(&first)[..9]);
+    // Other images: by another seed, prompt, number of steps or size.
+    let changes: [&dyn Fn(&mut RecipeDraft); 4] = [
+        &|recipe| recipe.seed = 5,
+        &|recipe| recipe.concepts[0].class_prompt = Some("photo of a cat".into()),
+        &|recipe| recipe.samples.save_infer_steps = 3,
+        &|recipe| recipe.resolution = Some(72),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let others = with(5, change);
+        assert!(
+            others.iter().all(|file| !files(&first).contains(file)),
+            "change {number}"
+        );
+    }
+    // They outlive the job that drew them.
+    let kept = images(&second);
+    drop(first);
+    assert!(images(&second) == kept);
+}
+
+#[test]
+fn pictures_that_lie_there_count_and_are_kept() {
+    let world = World::new();
+    world.picture("photos/0.png", stripes(1, 64, 64));
+    for number in 0..2 {
+        world.picture(&format!("class/mine {number}.png"), stripes(5 + number, 70, 64));
+    }
+    world.write("class/notes.txt", "none");
+    let flags = "--with_prior_preservation --class_prompt \"photo of a dog\" --class_data_dir class --num_class_images 3 \
+                 --save_infer_steps 2";
+    let out = world.train_on("photos", "out", flags);
+    assert_eq!(out.pictures(), (1, 3));
+    let there = names(&world.path("class"));
+    assert_eq!(there.len(), 4, "{there:?}");
+    // Numbered as the script does: after what was there.
+    let drawn = there
+        .iter()
+        .find(|name| name.starts_with("2-") && name.ends_with(".jpg"))
+        .unwrap();
+    let bytes = std::fs::read(world.path("class").join(drawn)).unwrap();
+    assert!(
+        out.warnings().iter().any(|line| line.contains("notes.txt")),
+        "{:?}",
+        out.warnings()
+    );
+    // Nothing is missing any more.
+    let again = world.train_on("photos", "again", flags);
+    assert_eq!(names(&world.path("class")), there);
+    assert!(std::fs::read(world.path("class").join(drawn)).unwrap() == bytes);
+    assert!(again.unet(1) == out.unet(1));
+
+    // The script takes the text for a class image, and stops at it.
+    let strict =
+        "--instance_prompt \"photo of zwx dog\" --instance_data_dir photos --output_dir strict --strict_tutorial";
+    world
+        .train(&format!("{strict} {flags} --num_class_images 4"))
+        .ends(1, &["notes.txt"]);
+}
