@@ -1,4 +1,6 @@
 //! Networks as lists of instructions, and the devices that run them.
 
 pub mod ir;
+pub mod operands;
+pub mod plan;
 pub mod session;
