@@ -3,4 +3,6 @@
 pub mod ir;
 pub mod operands;
 pub mod plan;
+pub mod reference;
 pub mod session;
+pub mod verify;

@@ -16,6 +16,8 @@ pub enum EngineError {
         wanted_bytes: u64,
         free_bytes: u64,
     },
+    #[error("the program is not a sound one")]
+    Program(#[from] super::verify::ProgramError),
     /// Whatever the device's libraries answer, with what was asked of them.
     #[error("{what}: {why}")]
     Device { what: String, why: String },
