@@ -35,7 +35,7 @@ pub(crate) struct Sizes {
 
 impl Sizes {
     pub fn of(x: &[usize], y: &[usize], window: Window) -> Self {
-        let ([rows, height, width, inputs], [_, out_height, out_width, outputs]) = (*x, *y) else {
+        let (&[rows, height, width, inputs], &[_, out_height, out_width, outputs]) = (x, y) else {
             unreachable!("a convolution is of maps: {x:?} to {y:?}")
         };
         Self {

@@ -21,9 +21,9 @@ pub(crate) fn forward(
 }
 
 /// The gradients that are wanted. The ids are those of a forward, and so are in the table.
-pub(crate) fn backward(
-    mut dtable: Option<&mut [f32]>,
-    mut dpositions: Option<&mut [f32]>,
+pub(crate) fn backward<'a>(
+    mut dtable: Option<&'a mut [f32]>,
+    mut dpositions: Option<&'a mut [f32]>,
     dy: &[f32],
     ids: &[u32],
     (tokens, width): (usize, usize),

@@ -17,7 +17,7 @@ pub(crate) struct Sizes {
 
 impl Sizes {
     pub fn of(x: &[usize], y: &[usize]) -> Self {
-        let ([_, height, width, channels], [_, new_height, new_width, _]) = (*x, *y) else {
+        let (&[_, height, width, channels], &[_, new_height, new_width, _]) = (x, y) else {
             unreachable!("upsampling is of maps: {x:?} to {y:?}")
         };
         Self {
