@@ -2,9 +2,11 @@
 
 pub mod autodiff;
 pub mod builder;
+pub mod cpu;
 pub mod ir;
 pub mod nets;
 pub mod operands;
+pub mod optim;
 pub mod plan;
 pub mod reference;
 pub mod session;

@@ -4,7 +4,8 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    kernel::{erf, exp, output, sigmoid, vectorized},
+    kernel::{output, vectorized},
+    math::{erf, exp, sigmoid},
     node::{Output, attach, on_host, with_slices},
 };
 

@@ -8,7 +8,8 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    kernel::{Mat, MatMut, Scratch, Write, exp, output, product, sum_by, vectorized},
+    kernel::{Mat, MatMut, Scratch, Write, output, product, vectorized},
+    math::{exp, sum_by},
     node::{Grads, Output, attach, needs, on_host, with_slices},
 };
 

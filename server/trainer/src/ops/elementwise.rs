@@ -4,7 +4,8 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    kernel::{output, sum_by, vectorized},
+    kernel::{output, vectorized},
+    math::sum_by,
     node::{Output, attach, needs, on_host, with_slices},
 };
 

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use super::{
     activation::silu_slope,
-    kernel::{output, sigmoid, sum_by, vectorized},
+    kernel::{output, vectorized},
+    math::{sigmoid, sum_by},
     linear::sum_rows,
     node::{Grads, Output, attach, needs, on_host, with_slices},
 };

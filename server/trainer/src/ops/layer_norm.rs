@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use super::{
     group_norm::{Statistics, statistics, statistics_dtype},
-    kernel::{output, sum_by, vectorized},
+    kernel::{output, vectorized},
+    math::sum_by,
     linear::sum_rows,
     node::{Grads, Output, attach, needs, on_host, with_slices},
 };

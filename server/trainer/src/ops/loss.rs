@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use super::{
     group_norm::statistics_dtype,
-    kernel::{output, sum_by, vectorized},
+    kernel::{output, vectorized},
+    math::sum_by,
     node::{Output, attach, needs, on_host, with_slices},
 };
 

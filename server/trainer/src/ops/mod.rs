@@ -10,7 +10,6 @@ mod conv2d;
 mod elementwise;
 mod embedding;
 mod group_norm;
-mod kernel;
 mod layer_norm;
 mod linear;
 mod loss;
@@ -31,3 +30,5 @@ pub use linear::linear;
 pub use loss::mse;
 pub use threads::keep_candle_on_one_thread;
 pub use upsample::upsample_nearest;
+
+use crate::engine::cpu::{kernel, math};

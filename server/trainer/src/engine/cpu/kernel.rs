@@ -1,5 +1,5 @@
 //! What the CPU kernels share: matrix products over strided views, loops compiled for wide vectors, memory that is
-//! used again.
+//! used again. Arithmetic is in `math`.
 //!
 //! Work is cut by shape, never by the number of threads, and sums keep one order: the same input gives the same bits
 //! on any number of cores.
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 /// A matrix inside a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
-pub(super) struct Mat<'a> {
+pub(crate) struct Mat<'a> {
     data: &'a [f32],
     rows: usize,
     cols: usize,
@@ -74,7 +74,7 @@ fn fits(len: usize, rows: usize, cols: usize, row_stride: usize, col_stride: usi
 
 /// A matrix to write: row-major, rows `row_stride` apart. Tiles of one matrix may be written from several threads.
 #[derive(Clone, Copy)]
-pub(super) struct MatMut<'a> {
+pub(crate) struct MatMut<'a> {
     data: *mut f32,
     rows: usize,
     cols: usize,
@@ -135,13 +135,19 @@ impl<'a> MatMut<'a> {
 
 /// What becomes of the values that are there.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Write {
+pub(crate) enum Write {
     Replace,
     Add,
 }
 
+impl From<bool> for Write {
+    fn from(add: bool) -> Self {
+        if add { Self::Add } else { Self::Replace }
+    }
+}
+
 /// `out = scale * a b`, or added to it, on this thread.
-pub(super) fn product(out: MatMut, a: Mat, b: Mat, scale: f32, write: Write) {
+pub(crate) fn product(out: MatMut, a: Mat, b: Mat, scale: f32, write: Write) {
     assert!(
         out.rows == a.rows && out.cols == b.cols && a.cols == b.rows,
         "matrix sizes do not match"
@@ -179,10 +185,24 @@ pub(super) fn product(out: MatMut, a: Mat, b: Mat, scale: f32, write: Write) {
 const TASK: usize = 1 << 20;
 
 /// [`product`] over all threads.
-pub(super) fn par_product(out: MatMut, a: Mat, b: Mat, scale: f32, write: Write) {
+pub(crate) fn par_product(out: MatMut, a: Mat, b: Mat, scale: f32, write: Write) {
+    par_tiles(out, a, b, |out, _, a, b| product(out, a, b, scale, write));
+}
+
+/// `out = a b + onto`, over all threads. `out` is row-major without gaps.
+pub(crate) fn par_affine(out: &mut [f32], a: Mat, b: Mat, onto: Onto) {
+    let out = MatMut::new(out, a.rows, b.cols);
+    par_tiles(out, a, b, |part, first, a, b| {
+        let write = onto.lay(part, first, out.cols);
+        product(part, a, b, 1., write);
+    });
+}
+
+/// Cuts a product into parts of the result, with the operands that each needs: `task(part, (row, column), a, b)`.
+fn par_tiles(out: MatMut, a: Mat, b: Mat, task: impl Fn(MatMut, (usize, usize), Mat, Mat) + Sync) {
     let tasks = (out.rows * out.cols * a.cols / TASK).clamp(1, 64);
     if tasks == 1 {
-        return product(out, a, b, scale, write);
+        return task(out, (0, 0), a, b);
     }
     // Cut the longer side: the pieces of the other operand are read again by each task.
     let (row_tile, col_tile) = if out.rows >= out.cols {
@@ -205,16 +225,125 @@ pub(super) fn par_product(out: MatMut, a: Mat, b: Mat, scale: f32, write: Write)
             ..b
         };
         // SAFETY: tiles of a grid do not overlap.
-        product(unsafe { out.tile((row, rows), (col, cols)) }, a, b, scale, write);
+        task(unsafe { out.tile((row, rows), (col, cols)) }, (row, col), a, b);
     });
 }
+
+/// A value of the result's size that is added to it.
+#[derive(Clone, Copy)]
+pub(crate) enum Plus<'a> {
+    Nothing,
+    /// What the result holds already.
+    Itself,
+    Values(&'a [f32]),
+}
+
+impl<'a> Plus<'a> {
+    /// The part that belongs to `len` values of the result from `start`.
+    pub fn part(self, start: usize, len: usize) -> Self {
+        match self {
+            Self::Values(values) => Self::Values(&values[start..start + len]),
+            other => other,
+        }
+    }
+
+    /// Makes `result` what is to be added to.
+    pub fn lay(self, result: &mut [f32]) {
+        match self {
+            Self::Nothing => result.fill(0.),
+            Self::Itself => {}
+            Self::Values(values) => result.copy_from_slice(values),
+        }
+    }
+
+    /// `result = self + values`.
+    pub fn with(self, result: &mut [f32], values: &[f32]) {
+        match self {
+            Self::Nothing => result.copy_from_slice(values),
+            Self::Itself => add(result, values),
+            Self::Values(plus) => sum(result, plus, values),
+        }
+    }
+}
+
+vectorized! {
+    pub(crate) fn add(sums: &mut [f32], values: &[f32]) {
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+    }
+}
+
+vectorized! {
+    pub(crate) fn sum(y: &mut [f32], a: &[f32], b: &[f32]) {
+        y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = a + b);
+    }
+}
+
+/// What a product is added to: a value per column, and one per element.
+#[derive(Clone, Copy)]
+pub(crate) struct Onto<'a> {
+    pub bias: Option<&'a [f32]>,
+    pub plus: Plus<'a>,
+}
+
+impl Onto<'_> {
+    /// Puts it into the part of the result whose first element is (`row`, `col`), of a result of `width` columns; says
+    /// what the product over it has to do.
+    pub fn lay(self, mut part: MatMut, (row, col): (usize, usize), width: usize) -> Write {
+        let (rows, cols) = (part.rows, part.cols);
+        let bias = self.bias.map(|bias| &bias[col..col + cols]);
+        for i in 0..rows {
+            let line = part.row(i);
+            match (bias, self.plus.part((row + i) * width + col, cols)) {
+                (None, Plus::Nothing) => return Write::Replace,
+                (None, Plus::Itself) => return Write::Add,
+                (None, Plus::Values(plus)) => line.copy_from_slice(plus),
+                (Some(bias), Plus::Nothing) => line.copy_from_slice(bias),
+                (Some(bias), Plus::Itself) => add(line, bias),
+                (Some(bias), Plus::Values(plus)) => sum(line, plus, bias),
+            }
+        }
+        Write::Add
+    }
+}
+
+/// Rows summed in f32 before they go into f64.
+const BLOCK_ROWS: usize = 256;
+
+/// Sums over the rows of a matrix of `width` columns, or added to what is there.
+pub(crate) fn column_sums(sums: &mut [f32], values: &[f32], write: Write) {
+    let width = sums.len();
+    let blocks: Vec<Vec<f32>> = values
+        .par_chunks(BLOCK_ROWS * width)
+        .map(|block| {
+            let mut sums = vec![0f32; width];
+            block.chunks_exact(width).for_each(|row| add(&mut sums, row));
+            sums
+        })
+        .collect();
+    sum_parts(sums, &blocks, write);
+}
+
+/// Adds up partial sums in their order.
+pub(crate) fn sum_parts(sums: &mut [f32], parts: &[Vec<f32>], write: Write) {
+    for (i, sum) in sums.iter_mut().enumerate() {
+        let total = parts.iter().map(|part| f64::from(part[i])).sum::<f64>() as f32;
+        *sum = if write == Write::Add { *sum + total } else { total };
+    }
+}
+
+/// Values that a task of an element by element instruction takes.
+pub(crate) const CHUNK: usize = 1 << 14;
 
 /// Buffers of finished tasks. A fresh megabyte costs more in page faults than many a kernel in arithmetic.
 static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 const POOL_BUFFERS: usize = 64;
 
 /// A buffer of any content (NaN in tests, so that a value that nobody wrote shows).
-pub(super) struct Scratch(Vec<f32>);
+pub(crate) struct Scratch {
+    /// At least `len` long: a buffer that shrank would be filled again when it grows.
+    buffer: Vec<f32>,
+    len: usize,
+}
 
 impl Scratch {
     pub fn new(len: usize) -> Self {
@@ -224,23 +353,26 @@ impl Scratch {
             .pop()
             .unwrap_or_default();
         if cfg!(test) {
-            buffer.clear();
+            buffer.fill(f32::NAN);
         }
-        buffer.resize(len, f32::NAN);
-        Self(buffer)
+        if buffer.len() < len {
+            // Not `resize`, which would move what nobody wants.
+            buffer = vec![if cfg!(test) { f32::NAN } else { 0. }; len];
+        }
+        Self { buffer, len }
     }
 }
 
 impl std::ops::Deref for Scratch {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.0
+        &self.buffer[..self.len]
     }
 }
 
 impl std::ops::DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.0
+        &mut self.buffer[..self.len]
     }
 }
 
@@ -248,13 +380,13 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.len() < POOL_BUFFERS {
-            pool.push(std::mem::take(&mut self.0));
+            pool.push(std::mem::take(&mut self.buffer));
         }
     }
 }
 
 /// An output that every element will be written of. In tests it starts as NaN, so that a forgotten one shows.
-pub(super) fn output(len: usize) -> Vec<f32> {
+pub(crate) fn output(len: usize) -> Vec<f32> {
     if cfg!(test) { vec![f32::NAN; len] } else { vec![0.; len] }
 }
 
@@ -281,110 +413,11 @@ macro_rules! vectorized {
         }
     };
 }
-pub(super) use vectorized;
-
-const LANES: usize = 16;
-/// Values summed in f32 lanes before the lanes go into an f64.
-const BLOCK: usize = 64 * LANES;
-
-/// Sum of `term` over the indexes, in a fixed order: f32 lanes inside blocks, f64 across blocks.
-#[inline(always)]
-pub(super) fn sum_by(len: usize, term: impl Fn(usize) -> f32) -> f64 {
-    let mut total = 0f64;
-    let mut start = 0;
-    while start < len {
-        let end = (start + BLOCK).min(len);
-        let mut lanes = [0f32; LANES];
-        let mut i = start;
-        while i + LANES <= end {
-            for (lane, sum) in lanes.iter_mut().enumerate() {
-                *sum += term(i + lane);
-            }
-            i += LANES;
-        }
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            if i + lane < end {
-                *sum += term(i + lane);
-            }
-        }
-        total += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
-        start = end;
-    }
-    total
-}
-
-/// `e^x` to 1e-7 relative, without branches so that loops over it vectorise. Cephes' expf.
-#[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding it rounds to a whole number in the low bits.
-    const ROUND: f32 = 12_582_912.;
-    // Not `clamp`, which is slower; NaN stays NaN through the comparison's false branch.
-    let bounded = if x > 88.376 { 88.376 } else { x };
-    let bounded = if bounded < -87.336 { -87.336 } else { bounded };
-    let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
-    let whole = shifted - ROUND;
-    let r = bounded - whole * LN2_HIGH - whole * LN2_LOW;
-    let mut p = 1.987_569_1e-4;
-    p = p * r + 1.398_199_9e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 5e-1;
-    let fraction = p * r * r + r + 1.;
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
-    fraction * f32::from_bits(exponent)
-}
-
-#[inline(always)]
-pub(super) fn sigmoid(x: f32) -> f32 {
-    1. / (1. + exp(-x))
-}
-
-/// The error function to 2e-7, a rational approximation on -4 to 4, beyond which it is 1 (as Eigen and XLA do it).
-#[inline(always)]
-pub(super) fn erf(x: f32) -> f32 {
-    let x = if x > 3.832_507 { 3.832_507 } else { x };
-    let x = if x < -3.832_507 { -3.832_507 } else { x };
-    let square = x * x;
-    let mut p = -2.726_142_3e-10;
-    p = p * square + 2.770_681_4e-8;
-    p = p * square + -2.101_024e-6;
-    p = p * square + -5.692_506_5e-5;
-    p = p * square + -7.349_906e-4;
-    p = p * square + -2.954_6e-3;
-    p = p * square + -1.609_603_3e-2;
-    let mut q = -1.456_607_2e-5;
-    q = q * square + -2.133_740_6e-4;
-    q = q * square + -1.682_827e-3;
-    q = q * square + -7.373_329e-3;
-    q = q * square + -1.426_474_e-2;
-    x * p / q
-}
+pub(crate) use vectorized;
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::testing::{exact_erf, noise},
-        *,
-    };
-
-    #[test]
-    fn exp_and_erf_are_right_to_the_last_digits() {
-        for i in -8700..8800 {
-            let x = i as f32 * 0.01;
-            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((got - want).abs() <= 2e-7 * want, "exp({x}) = {got}, not {want}");
-        }
-        for i in -6000..6000 {
-            let x = i as f32 * 0.001;
-            let (got, want) = (f64::from(erf(x)), exact_erf(f64::from(x)));
-            assert!((got - want).abs() <= 4e-7, "erf({x}) = {got}, not {want}");
-        }
-        assert!(exp(f32::NAN).is_nan() && erf(f32::NAN).is_nan());
-        assert!(exp(f32::NEG_INFINITY) < 1e-37);
-    }
+    use super::{super::testing::noise, *};
 
     #[test]
     fn products_of_views_and_transposes_add_and_replace() {
@@ -422,14 +455,5 @@ mod tests {
             out
         };
         assert_eq!(run(1), run(3));
-    }
-
-    #[test]
-    fn sums_lose_nothing_at_odd_lengths() {
-        for len in [0, 1, 15, 16, 17, 1023, 1024, 1025, 5000] {
-            let values = noise(len, 7);
-            let want: f64 = values.iter().map(|&v| f64::from(v)).sum();
-            assert!((sum_by(len, |i| values[i]) - want).abs() < 1e-3, "{len}");
-        }
     }
 }
