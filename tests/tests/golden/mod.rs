@@ -1,6 +1,7 @@
 //! Comparison with the reference numbers of `tests/golden/` (see its MANIFEST.md), or of `$GOLDEN_DIR` when set.
 
 mod convert;
+mod engine;
 mod forward;
 mod gradients;
 mod images;
