@@ -359,6 +359,32 @@ impl Program {
         &self.values[id.0 as usize]
     }
 
+    pub fn push_value(&mut self, dims: Vec<usize>, kind: Kind) -> ValueId {
+        self.values.push(Value {
+            dims,
+            kind,
+            view_of: None,
+        });
+        ValueId(self.values.len() as u32 - 1)
+    }
+
+    /// The memory of `id` under other dimensions: `id` itself where it has them already.
+    pub fn view(&mut self, id: ValueId, dims: &[usize]) -> ValueId {
+        if self.value(id).dims == dims {
+            return id;
+        }
+        let (root, kind) = (self.root(id), self.value(id).kind);
+        if self.value(root).dims == dims {
+            return root;
+        }
+        self.values.push(Value {
+            dims: dims.to_vec(),
+            kind,
+            view_of: Some(root),
+        });
+        ValueId(self.values.len() as u32 - 1)
+    }
+
     /// The value whose memory this one lies in.
     pub fn root(&self, id: ValueId) -> ValueId {
         self.value(id).view_of.unwrap_or(id)
