@@ -317,7 +317,12 @@ fn group_norm_with_every_shift() {
                     add,
                 });
             }
-            case.check(&format!("group norm {dims:?} in {groups}, silu {silu}, {shift:?}, {how}"));
+            // In groups of one channel a shift cancels, and so does its gradient, but for rounding.
+            let tolerance = if groups == channels { 1e-4 } else { 1e-5 };
+            case.check_within(
+                &format!("group norm {dims:?} in {groups}, silu {silu}, {shift:?}, {how}"),
+                tolerance,
+            );
         }
     }
 }
