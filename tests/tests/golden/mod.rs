@@ -1,5 +1,6 @@
 //! Comparison with the reference numbers of `tests/golden/` (see its MANIFEST.md), or of `$GOLDEN_DIR` when set.
 
+mod bnb;
 mod convert;
 mod engine;
 mod forward;
