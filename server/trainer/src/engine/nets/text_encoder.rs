@@ -58,7 +58,14 @@ pub fn pooled(states: &Tensor, ids: &Tensor, end_id: u32) -> candle_core::Result
         let position = ids.iter().position(|&id| id == end_id).unwrap_or(ids.len() - 1);
         states.get(row)?.get(position)
     };
-    Tensor::stack(&rows.iter().enumerate().map(pick).collect::<candle_core::Result<Vec<_>>>()?, 0)
+    Tensor::stack(
+        &rows
+            .iter()
+            .enumerate()
+            .map(pick)
+            .collect::<candle_core::Result<Vec<_>>>()?,
+        0,
+    )
 }
 
 fn layer(b: &mut Builder, config: &TextEncoderConfig, activation: Activation, x: ValueId, scope: &Scope) -> ValueId {
