@@ -4,6 +4,7 @@ pub mod autodiff;
 pub mod builder;
 pub mod cpu;
 pub mod ir;
+pub mod layout;
 pub mod nets;
 pub mod operands;
 pub mod optim;
