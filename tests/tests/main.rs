@@ -5,4 +5,5 @@ mod api;
 mod browser;
 mod golden;
 mod job;
+mod lora;
 mod starter;

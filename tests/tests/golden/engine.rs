@@ -7,8 +7,8 @@ use trainer::engine::builder::{Builder, Forward};
 use trainer::engine::cpu::CpuSession;
 use trainer::engine::ir::{Param, ParamId, ParamTable};
 use trainer::engine::layout::{channels_first, channels_last, checkpoint_dims};
-use trainer::engine::session::{Data, Moments, OptimizerSettings, Session};
 use trainer::engine::nets::networks::{Networks, Part, Plan, values};
+use trainer::engine::session::{Data, Moments, OptimizerSettings, Session};
 
 use super::support::Tensors;
 
@@ -51,7 +51,9 @@ pub fn probed<'a>(
     let mut session = CpuSession::new(table.clone(), ADAM).unwrap();
     for (index, param) in table.params.iter().enumerate() {
         let path = param.name.strip_prefix(prefix).unwrap();
-        session.set_weight(ParamId(index as u32), &in_engine(&weights[path], param)).unwrap();
+        session
+            .set_weight(ParamId(index as u32), &in_engine(&weights[path], param))
+            .unwrap();
     }
     let id = session.compile(program.clone()).unwrap();
     for (name, given) in given {

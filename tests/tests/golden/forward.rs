@@ -6,11 +6,11 @@ use candle_core::{D, DType, IndexOp, Tensor};
 use serde::Deserialize;
 use trainer::engine::builder::Scope;
 use trainer::engine::ir::{Group, Kind};
-use trainer::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
 use trainer::engine::nets::networks::{Networks, Part, Plan};
 use trainer::engine::nets::text_encoder::{pooled, text_encoder};
 use trainer::engine::nets::unet::{UNetInputs, sinusoids, unet};
 use trainer::engine::nets::vae;
+use trainer::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
 use trainer::models::{ModelConfig, parameter_shapes};
 
 use super::engine::{Given, networks, probed};
@@ -136,7 +136,11 @@ fn vae_gives_the_reference_moments_and_pictures() {
         });
         for name in activations(&golden, &format!("{case}.act.")) {
             let full = format!("{case}.act.{name}");
-            table.check(&full, relmax_named(&seen[&format!("vae.{name}")], &golden, &full), TOLERANCE);
+            table.check(
+                &full,
+                relmax_named(&seen[&format!("vae.{name}")], &golden, &full),
+                TOLERANCE,
+            );
         }
     }
     table.finish();
@@ -162,7 +166,7 @@ fn seen_in_unet(sample: &Tensor, t: f32, context: &Tensor) -> Tensors {
             time: b.input("time", time.dims(), Kind::Activation),
             context: b.input("context", context.dims(), Kind::Activation),
         };
-        unet(b, &unet_config(), None, inputs, &Scope::new("unet", Group::UNet, false)).unwrap();
+        unet(b, &unet_config(), inputs, &Scope::new("unet", Group::UNet, false)).unwrap();
         BTreeMap::from([
             ("latents", Given::Map(sample)),
             ("time", Given::Values(&time)),
@@ -170,7 +174,9 @@ fn seen_in_unet(sample: &Tensor, t: f32, context: &Tensor) -> Tensors {
         ])
     });
     seen.insert("unet.time_proj".to_string(), time);
-    seen.into_iter().map(|(name, value)| (name, value.i(..1).unwrap())).collect()
+    seen.into_iter()
+        .map(|(name, value)| (name, value.i(..1).unwrap()))
+        .collect()
 }
 
 #[test]
@@ -314,7 +320,10 @@ fn every_norm_has_the_right_eps() {
 
     let ids = load("forward/text_encoder.safetensors")["input_ids"].to_dtype(DType::U32);
     let mut model = text_only(&scaled(text_encoder_weights(), "text_encoder", &probe));
-    check("text.last_hidden_state", &model.text(&ids.unwrap().i(..2).unwrap(), 1).unwrap());
+    check(
+        "text.last_hidden_state",
+        &model.text(&ids.unwrap().i(..2).unwrap(), 1).unwrap(),
+    );
     table.finish();
 }
 

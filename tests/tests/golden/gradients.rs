@@ -74,7 +74,12 @@ fn one_step(recompute: bool) -> Trained {
     let of_step = |name: &str| inputs[name].i(0).unwrap();
     let (latents, noise, timesteps) = (of_step("latents"), of_step("noise"), of_step("timesteps"));
     let noisy = add_noise(&latents, &noise, &timesteps);
-    let timesteps: Vec<f32> = timesteps.to_vec1::<i64>().unwrap().into_iter().map(|t| t as f32).collect();
+    let timesteps: Vec<f32> = timesteps
+        .to_vec1::<i64>()
+        .unwrap()
+        .into_iter()
+        .map(|t| t as f32)
+        .collect();
     let ids = inputs["input_ids"].to_dtype(DType::U32).unwrap();
     let context = networks.text(&ids, 1).unwrap();
     let prediction = networks.predict(&noisy, &timesteps, &context).unwrap();
@@ -87,7 +92,13 @@ fn one_step(recompute: bool) -> Trained {
         weights: &[0.5; 4],
         loss_scale: 1.,
     };
-    let losses: Vec<f64> = networks.train(&step, false, None).unwrap().losses.into_iter().map(f64::from).collect();
+    let losses: Vec<f64> = networks
+        .train(&step, false, None)
+        .unwrap()
+        .losses
+        .into_iter()
+        .map(f64::from)
+        .collect();
     let gradients = (networks.trained().into_iter())
         .map(|(id, param)| (param.name, values(&networks.gradient(id).unwrap())))
         .collect();
@@ -166,7 +177,11 @@ fn is_noise(name: &str) -> bool {
 #[test]
 fn the_first_step_has_the_reference_loss_and_gradients() {
     let trained = one_step(false);
-    assert_eq!(one_step(true).gradients, trained.gradients, "recomputing changes no bit");
+    assert_eq!(
+        one_step(true).gradients,
+        trained.gradients,
+        "recomputing changes no bit"
+    );
     let index: GradsIndex = json("train/grads_index.json");
     let config: trainer::models::config::TextEncoderConfig = json("tiny-sd/text_encoder/config.json");
     let golden = golden_gradients(&index, config.hidden_size, config.vocab_size);

@@ -233,7 +233,7 @@ impl Plan {
                 let config = Self::held(&self.unet, "U-Net")?;
                 let context = activation_input(&mut b, "context", &[map.rows, tokens, config.cross_attention_dim]);
                 let inputs = unet_inputs(&mut b, &config, map, context);
-                unet(&mut b, &config, None, inputs, &self.scope(Part::UNet))?
+                unet(&mut b, &config, inputs, &self.scope(Part::UNet))?
             }
             Task::Middle { map, tokens } => {
                 let config = Self::held(&self.unet, "U-Net")?;
@@ -274,7 +274,7 @@ impl Plan {
             activation_input(&mut b, "context", &[map.rows, tokens, config.cross_attention_dim])
         };
         let inputs = unet_inputs(&mut b, &config, map, context);
-        let predicted = unet(&mut b, &config, None, inputs, &self.scope(Part::UNet))?;
+        let predicted = unet(&mut b, &config, inputs, &self.scope(Part::UNet))?;
         let target = b.input("target", &map.dims(config.out_channels), Kind::F32);
         let weights = b.input("weights", &[map.rows], Kind::F32);
         let scale = b.input("scale", &[1], Kind::F32);
