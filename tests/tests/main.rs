@@ -7,3 +7,4 @@ mod golden;
 mod job;
 mod lora;
 mod starter;
+mod tutorial;
