@@ -5,5 +5,6 @@ mod api;
 mod browser;
 mod golden;
 mod job;
+mod lora;
 mod starter;
 mod tutorial;

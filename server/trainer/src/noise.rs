@@ -28,6 +28,8 @@ pub enum Purpose {
     Weights = 9,
     /// Leaving captions out.
     Dropout = 10,
+    /// First weights of adapters.
+    Adapters = 12,
 }
 
 /// Counter-based random numbers: nothing is remembered between draws.

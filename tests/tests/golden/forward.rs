@@ -167,7 +167,7 @@ fn seen_in_unet(sample: &Tensor, t: f32, context: &Tensor) -> Tensors {
             time: b.input("time", time.dims(), Kind::Activation),
             context: b.input("context", context.dims(), Kind::Activation),
         };
-        unet(b, &unet_config(), None, inputs, &Scope::new("unet", Group::UNet, false)).unwrap();
+        unet(b, &unet_config(), inputs, &Scope::new("unet", Group::UNet, false)).unwrap();
         BTreeMap::from([
             ("latents", Given::Map(sample)),
             ("time", Given::Values(&time)),

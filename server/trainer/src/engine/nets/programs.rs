@@ -240,7 +240,7 @@ impl Plan {
             // What training adds comes after.
             Task::Predict { map, tokens } | Task::Train { map, tokens, .. } => {
                 let inputs = self.unet_inputs(b, map, tokens)?;
-                unet(b, self.unet()?, None, inputs, &self.scope(Part::UNet))?
+                unet(b, self.unet()?, inputs, &self.scope(Part::UNet))?
             }
             Task::Middle { map, tokens } => {
                 let inputs = self.unet_inputs(b, map, tokens)?;
@@ -296,7 +296,7 @@ impl Plan {
             }
             false => self.unet_inputs(&mut b, map, tokens)?,
         };
-        let predicted = unet(&mut b, self.unet()?, None, inputs, &self.scope(Part::UNet))?;
+        let predicted = unet(&mut b, self.unet()?, inputs, &self.scope(Part::UNet))?;
         let target = b.input("target", &map.dims(self.unet()?.out_channels), Kind::F32);
         let weights = b.input("weights", &[map.rows], Kind::F32);
         let scale = b.input("scale", &[1], Kind::F32);
