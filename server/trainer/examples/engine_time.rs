@@ -1,4 +1,4 @@
-//! Times the engine on the CPU with a small model on random weights, as `step_time` does for today's training:
+//! Times the engine on the CPU with a small model on random weights:
 //! `cargo run --release -p trainer --example engine_time [rows] [times]`. One line a piece, ms: median, fastest.
 
 use std::{collections::BTreeMap, time::Instant};

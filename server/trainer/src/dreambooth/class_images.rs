@@ -28,7 +28,7 @@ const FLAT_LEVELS: u8 = 4;
 ///
 /// # Errors
 /// When the model draws nothing but black, or a folder cannot be written.
-pub fn fill(run: &Run, learner: &Learner, side_px: u32) -> Result<ControlFlow<()>, TrainError> {
+pub fn fill(run: &Run, learner: &mut Learner, side_px: u32) -> Result<ControlFlow<()>, TrainError> {
     let Some(prior) = &run.recipe.prior else {
         return Ok(ControlFlow::Continue(()));
     };
@@ -70,7 +70,7 @@ fn numbers(folder: &Path, mut missing: usize, batch: usize) -> Vec<(u64, PathBuf
 
 struct ConceptImages<'a> {
     run: &'a Run,
-    learner: &'a Learner,
+    learner: &'a mut Learner,
     index: usize,
     concept: &'a Concept,
     side_px: u32,
@@ -112,7 +112,7 @@ impl ConceptImages<'_> {
     }
 
     /// One picture a number; black ones are drawn again.
-    fn draw(&self, numbers: &[u64]) -> Result<Option<Vec<Picture>>, TrainError> {
+    fn draw(&mut self, numbers: &[u64]) -> Result<Option<Vec<Picture>>, TrainError> {
         let prompt = self.concept.class_prompt.clone().unwrap_or_default();
         let request = SampleRequest {
             prompt: prompt.clone(),

@@ -55,7 +55,7 @@ impl TutorialFolders {
 ///
 /// # Errors
 /// When something cannot be written.
-pub fn export(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
+pub fn export(run: &Run, learner: &mut Learner, state: &TrainingState) -> Result<(), TrainError> {
     match &run.results {
         Results::SingleFiles => single_files(run, learner, state),
         Results::Tutorial(folders) => {
@@ -67,7 +67,6 @@ pub fn export(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(),
                     save: Save { after, name },
                 },
                 learner,
-                state,
             )
         }
     }
@@ -90,8 +89,8 @@ pub fn folders_due(run: &Run, step: u32) -> Vec<FolderDue<'_>> {
     due.map(|save| FolderDue { folders, save }).collect()
 }
 
-fn single_files(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
-    let weights = learner.weights(&state.vars);
+fn single_files(run: &Run, learner: &mut Learner, state: &TrainingState) -> Result<(), TrainError> {
+    let weights = learner.weights()?;
     let folder = run.folder.join("export");
     store::make_folder(&folder)?;
     let name = file_stem(&run.recipe.concepts[0].instance_prompt, state.step);
@@ -121,10 +120,10 @@ fn single_files(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn save_folder(run: &Run, due: &FolderDue, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
+pub fn save_folder(run: &Run, due: &FolderDue, learner: &mut Learner) -> Result<(), TrainError> {
     let FolderDue { folders, save } = due;
     let folder = folders.output_dir.join(save.name.to_string());
-    formats::save_diffusers(&folder, &learner.weights(&state.vars), Width::Full)?;
+    formats::save_diffusers(&folder, &learner.weights()?, Width::Full)?;
     let args = format!("{:#}\n", folders.args);
     store::write_atomic(&folder.join("args.json"), args.as_bytes())?;
     if run.sample_steps().contains(&save.after) {

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use app::recipe::Recipe;
-use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_core::{Device, IndexOp, Tensor};
 
 use super::batch::Draw;
 use super::error::TrainError;
 use super::learner::Learner;
 use crate::dataset::{self, DatasetError, Frame, Framing};
+use crate::engine::nets::networks::values;
 use crate::noise::{Noise, Purpose};
-use crate::tokenizer::TokenIds;
+use crate::tokenizer::{TokenIds, Tokenizer};
 
 /// Images encoded in one go.
 const ENCODE_ROWS: usize = 4;
@@ -124,7 +125,7 @@ impl LatentCache {
     pub fn encode(
         pictures: &Pictures,
         recipe: &Recipe,
-        learner: &Learner,
+        learner: &mut Learner,
         resolution_px: u32,
     ) -> Result<(Self, Noticed), TrainError> {
         let mut noticed = Noticed::default();
@@ -149,7 +150,7 @@ impl LatentCache {
                 if photo.dropped_alpha {
                     noticed.dropped_alpha.push(source.path.clone());
                 }
-                let prompt = tokens.of(&source.prompt, learner, noticed)?;
+                let prompt = tokens.of(&source.prompt, &encoder.learner.tokenizer, noticed)?;
                 // Equal frames share an entry: a square photo of the right size has but one.
                 let mut frames: BTreeMap<Frame, Vec<usize>> = BTreeMap::new();
                 for item in (index..length).step_by(sources.len()) {
@@ -177,8 +178,8 @@ impl LatentCache {
             batch_size: recipe.train_batch_size as usize,
             pad_tokens: recipe.pad_tokens,
             draws_offsets: recipe.offset_noise > 0.0,
-            scaling_factor: learner.vae.config().scaling_factor,
-            timesteps: learner.base().scheduler_config.num_train_timesteps as u32,
+            scaling_factor: encoder.learner.latents_scale,
+            timesteps: encoder.learner.base().scheduler_config.num_train_timesteps as u32,
             noise,
         };
         Ok((cache, noticed))
@@ -187,8 +188,8 @@ impl LatentCache {
     /// Mean latents of at most `most` photos, `[photos, c, h/8, w/8]`, scaled.
     ///
     /// # Errors
-    /// When the device has no room.
-    pub fn instance_latents(&self, most: usize, device: &Device) -> Result<Tensor, TrainError> {
+    /// Those of the tensor operations.
+    pub fn instance_latents(&self, most: usize) -> Result<Tensor, TrainError> {
         let mut entries: Vec<usize> = self.items.iter().map(|(instance, _)| *instance).collect();
         entries.sort_unstable();
         entries.dedup();
@@ -199,7 +200,7 @@ impl LatentCache {
             .copied()
             .collect();
         let [c, h, w] = self.dims;
-        Ok((Tensor::from_vec(means, (entries.len(), c, h, w), device)? * self.scaling_factor)?)
+        Ok((Tensor::from_vec(means, (entries.len(), c, h, w), &Device::Cpu)? * self.scaling_factor)?)
     }
 
     /// What chance gives micro-batch `number`, counted from 0: a function of seed and number alone.
@@ -244,7 +245,7 @@ impl LatentCache {
 }
 
 struct Encoder<'a> {
-    learner: &'a Learner,
+    learner: &'a mut Learner,
     resolution_px: u32,
     entries: Vec<Entry>,
     /// Of every entry alike.
@@ -258,12 +259,12 @@ impl Encoder<'_> {
         for some in frames.chunks(ENCODE_ROWS) {
             let images: Result<Vec<Tensor>, _> = some
                 .iter()
-                .map(|frame| dataset::to_tensor(&dataset::cut(rgb, self.resolution_px, *frame), self.learner.device()))
+                .map(|frame| dataset::to_tensor(&dataset::cut(rgb, self.resolution_px, *frame)))
                 .collect();
-            let moments = self.learner.vae.encode(&Tensor::stack(&images?, 0)?)?;
+            let moments = self.learner.networks.encode(&Tensor::stack(&images?, 0)?)?;
             let std = moments.std()?;
             for row in 0..some.len() {
-                let own = |t: &Tensor| t.i(row)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+                let own = |t: &Tensor| values(&t.i(row)?);
                 let (_, c, h, w) = moments.mean.dims4()?;
                 self.dims = [c, h, w];
                 self.entries.push(Entry {
@@ -285,11 +286,11 @@ struct Tokens {
 }
 
 impl Tokens {
-    fn of(&mut self, prompt: &str, learner: &Learner, noticed: &mut Noticed) -> Result<usize, TrainError> {
+    fn of(&mut self, prompt: &str, tokenizer: &Tokenizer, noticed: &mut Noticed) -> Result<usize, TrainError> {
         if let Some(index) = self.known.get(prompt) {
             return Ok(*index);
         }
-        let ids = learner.tokenizer.encode(prompt, true)?;
+        let ids = tokenizer.encode(prompt, true)?;
         noticed.cut_prompts.extend(ids.cut.clone());
         self.ids.push(ids);
         self.known.insert(prompt.to_owned(), self.ids.len() - 1);

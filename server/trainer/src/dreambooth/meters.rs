@@ -10,16 +10,13 @@ use std::ops::ControlFlow;
 
 use app::event::EventKind;
 use app::recipe::Recipe;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::Run;
 use super::error::TrainError;
 use super::latents::LatentCache;
 use super::learner::Learner;
 use crate::dataset;
-use crate::formats::ModelWeights;
-use crate::models::params::Params;
-use crate::models::unet::UNet2DConditionModel;
 use crate::noise::TorchGenerator;
 use crate::pipeline::{Picture, SampleRequest};
 use crate::schedulers::{NoiseSchedule, SamplerKind};
@@ -37,9 +34,8 @@ const SEED_OFFSET: u64 = 1 << 32;
 
 type Feature = Vec<f32>;
 
-/// The untrained U-Net, looking at latents.
+/// How the untrained U-Net looks at latents.
 struct Eye {
-    unet: UNet2DConditionModel,
     schedule: NoiseSchedule,
     /// Of the empty prompt, by the untrained text encoder, `[1, tokens, width]`.
     context: Tensor,
@@ -49,13 +45,12 @@ struct Eye {
 
 impl Eye {
     /// A feature for each row of `latents` `[rows, c, h, w]`.
-    fn look(&self, latents: &Tensor) -> Result<Vec<Feature>, TrainError> {
+    fn look(&self, learner: &mut Learner, latents: &Tensor) -> Result<Vec<Feature>, TrainError> {
         let mut features = Vec::new();
         for row in latents.chunk(latents.dim(0)?, 0)? {
             let noisy = self.schedule.add_noise(&row, &self.noise, &[TIMESTEP])?;
-            let timestep = Tensor::full(TIMESTEP as f32, 1, row.device())?;
-            let seen = self.unet.mid_features(&noisy, &timestep, &self.context)?;
-            features.push(seen.mean((2, 3))?.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?);
+            let seen = learner.networks.look(&noisy, &[TIMESTEP as f32], &self.context)?;
+            features.push(seen.flatten_all()?.to_vec1()?);
         }
         Ok(features)
     }
@@ -76,28 +71,22 @@ impl Meters {
     /// Looks at the photos and at what the model draws of the class before it learns. `Break` when asked to stop.
     pub fn new(
         run: &Run,
-        learner: &Learner,
+        learner: &mut Learner,
         cache: &LatentCache,
-        untrained: &ModelWeights,
         side_px: u32,
     ) -> Result<ControlFlow<(), Self>, TrainError> {
-        let device = learner.device();
-        let params = Params::frozen(&untrained.unet, DType::F32, device)?;
-        let unet = UNet2DConditionModel::new(&untrained.unet_config, &params)?;
-        let photos = cache.instance_latents(MOST_PHOTOS, device)?;
+        let photos = cache.instance_latents(MOST_PHOTOS)?;
         let (_, c, h, w) = photos.dims4()?;
         let ids = learner.tokenizer.encode("", true)?.ids;
-        let ids = Tensor::from_vec(ids.clone(), (1, ids.len()), device)?;
         let eye = Eye {
-            unet,
             schedule: NoiseSchedule::new(&learner.base().scheduler_config)?,
-            context: learner.pipeline().text_encoder.forward(&ids)?.detach(),
-            noise: TorchGenerator::new(0).randn((1, c, h, w), device)?,
+            context: learner.networks.text(&ids, 1, 1)?,
+            noise: TorchGenerator::new(0).randn((1, c, h, w))?,
         };
         let mut meters = Self {
             side_px,
             class_prompt: class_prompt(&run.recipe),
-            subject: mean(&eye.look(&photos)?),
+            subject: mean(&eye.look(learner, &photos)?),
             centre: Vec::new(),
             eye,
         };
@@ -112,7 +101,7 @@ impl Meters {
     }
 
     /// Reads the samples of `step` from disk, draws the class anew, and tells both.
-    pub fn read(&self, run: &Run, learner: &Learner, step: u32) -> Result<ControlFlow<()>, TrainError> {
+    pub fn read(&self, run: &Run, learner: &mut Learner, step: u32) -> Result<ControlFlow<()>, TrainError> {
         let mut samples = Vec::new();
         for index in 0..run.recipe.samples.n_save_sample {
             let path = run.folder.join(format!("samples/{step}/{index}.png"));
@@ -144,18 +133,22 @@ impl Meters {
         share(dot(&moved, &self.subject), dot(&self.subject, &self.subject))
     }
 
-    fn features(&self, learner: &Learner, pictures: &[image::RgbImage]) -> Result<Vec<Feature>, TrainError> {
+    fn features(&self, learner: &mut Learner, pictures: &[image::RgbImage]) -> Result<Vec<Feature>, TrainError> {
         let mut features = Vec::new();
         for picture in pictures {
-            let pixels = dataset::to_tensor(picture, learner.device())?.unsqueeze(0)?;
-            let latents = (learner.vae.encode(&pixels)?.mean * learner.vae.config().scaling_factor)?;
-            features.extend(self.eye.look(&latents)?);
+            let pixels = dataset::to_tensor(picture)?.unsqueeze(0)?;
+            let latents = learner.mean_latents(&pixels)?;
+            features.extend(self.eye.look(learner, &latents)?);
         }
         Ok(features)
     }
 
     /// Features of the class as the model draws it now; none without a class prompt.
-    fn draw_class(&self, run: &Run, learner: &Learner) -> Result<ControlFlow<(), Option<Vec<Feature>>>, TrainError> {
+    fn draw_class(
+        &self,
+        run: &Run,
+        learner: &mut Learner,
+    ) -> Result<ControlFlow<(), Option<Vec<Feature>>>, TrainError> {
         let Some(prompt) = &self.class_prompt else {
             return Ok(ControlFlow::Continue(None));
         };

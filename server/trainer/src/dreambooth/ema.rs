@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Tensor, Var};
+use crate::engine::nets::networks::Networks;
+use crate::engine::session::EngineError;
 
-/// The averaged weights by tensor name, in row-major order.
+/// The averaged weights by name, as they lie in the engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ema {
     decay: f64,
@@ -29,25 +30,26 @@ impl Ema {
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn new(decay: f64, vars: &BTreeMap<String, Var>) -> candle_core::Result<Self> {
-        let averaged = vars.iter().map(|(name, var)| Ok((name.clone(), values(var)?)));
-        Ok(Self {
-            decay,
-            averaged: averaged.collect::<candle_core::Result<_>>()?,
-        })
+    pub fn new(decay: f64, networks: &mut Networks) -> Result<Self, EngineError> {
+        let mut averaged = BTreeMap::new();
+        for (id, param) in networks.trained() {
+            averaged.insert(param.name, networks.session().weight(id)?);
+        }
+        Ok(Self { decay, averaged })
     }
 
     /// Takes in the weights after optimizer update `update`, counted from 1.
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn follow(&mut self, vars: &BTreeMap<String, Var>, update: u64) -> candle_core::Result<()> {
+    pub fn follow(&mut self, networks: &mut Networks, update: u64) -> Result<(), EngineError> {
         let fresh = (1.0 - decay_at(update, self.decay)) as f32;
-        for (name, var) in vars {
-            let Some(averaged) = self.averaged.get_mut(name) else {
+        for (id, param) in networks.trained() {
+            let Some(averaged) = self.averaged.get_mut(&param.name) else {
                 continue;
             };
-            for (a, p) in averaged.iter_mut().zip(values(var)?) {
+            let weights = networks.session().weight(id)?;
+            for (a, p) in averaged.iter_mut().zip(weights) {
                 *a -= fresh * (*a - p);
             }
         }
@@ -58,37 +60,33 @@ impl Ema {
     ///
     /// # Errors
     /// When weights cannot be read or written.
-    pub fn exchange(&mut self, vars: &BTreeMap<String, Var>) -> candle_core::Result<()> {
-        for (name, var) in vars {
-            let Some(averaged) = self.averaged.get_mut(name) else {
+    pub fn exchange(&mut self, networks: &mut Networks) -> Result<(), EngineError> {
+        for (id, param) in networks.trained() {
+            let Some(averaged) = self.averaged.get_mut(&param.name) else {
                 continue;
             };
-            let weights = values(var)?;
-            let averages = Tensor::from_slice(averaged, var.dims(), &candle_core::Device::Cpu)?;
-            var.set(&averages.to_device(var.device())?)?;
+            let weights = networks.session().weight(id)?;
+            networks.session().set_weight(id, averaged)?;
             *averaged = weights;
         }
         Ok(())
     }
 }
 
-fn values(var: &Var) -> candle_core::Result<Vec<f32>> {
-    var.as_tensor().flatten_all()?.to_vec1()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::dreambooth::testing::tiny_networks;
+    use crate::engine::ir::ParamId;
 
-    fn vars(value: f32) -> BTreeMap<String, Var> {
-        let var = Var::from_vec(vec![value, 2.0 * value], 2, &Device::Cpu).expect("var");
-        BTreeMap::from([("w".to_owned(), var)])
-    }
+    /// The weight that the tests look at.
+    const W: ParamId = ParamId(0);
 
-    fn set(vars: &BTreeMap<String, Var>, value: f32) {
-        let values = Tensor::new(&[value, 2.0 * value], &Device::Cpu).expect("values");
-        vars["w"].set(&values).expect("sets");
+    fn set(networks: &mut Networks, value: f32) {
+        let mut values = networks.session().weight(W).expect("weight");
+        values.fill(2.0 * value);
+        values[0] = value;
+        networks.session().set_weight(W, &values).expect("sets");
     }
 
     #[test]
@@ -108,31 +106,36 @@ mod tests {
 
     #[test]
     fn it_follows_the_weights() {
-        let vars = vars(0.0);
-        let mut ema = Ema::new(0.5, &vars).expect("begins");
+        let mut networks = tiny_networks();
+        set(&mut networks, 0.0);
+        let name = networks.params().get(W).name.clone();
+        let mut ema = Ema::new(0.5, &mut networks).expect("begins");
         let (mut want, mut got) = (0.0, Vec::new());
         for (update, weight) in [1.0f32, 3.0, -1.0, 2.0].into_iter().enumerate() {
-            set(&vars, weight);
-            ema.follow(&vars, update as u64 + 1).expect("follows");
+            set(&mut networks, weight);
+            ema.follow(&mut networks, update as u64 + 1).expect("follows");
             let d = decay_at(update as u64 + 1, 0.5);
             want = d * want + (1.0 - d) * f64::from(weight);
-            got.push(ema.averaged["w"][0]);
+            got.push(ema.averaged[&name][0]);
             assert!((f64::from(got[update]) - want).abs() < 1e-6, "{update}: {got:?} {want}");
-            assert_eq!(ema.averaged["w"][1], 2.0 * got[update]);
+            assert_eq!(ema.averaged[&name][1], 2.0 * got[update]);
         }
         assert_eq!(got[0], 1.0);
     }
 
     #[test]
     fn an_exchange_and_its_return_change_no_bit() {
-        let vars = vars(0.1);
-        let mut ema = Ema::new(0.9, &vars).expect("begins");
-        set(&vars, 0.3);
+        let mut networks = tiny_networks();
+        set(&mut networks, 0.1);
+        let mut ema = Ema::new(0.9, &mut networks).expect("begins");
+        set(&mut networks, 0.3);
         let before = ema.clone();
-        ema.exchange(&vars).expect("exchanges");
-        assert_eq!(vars["w"].to_vec1::<f32>().expect("values"), [0.1, 0.2]);
-        ema.exchange(&vars).expect("exchanges back");
-        assert_eq!(vars["w"].to_vec1::<f32>().expect("values"), [0.3, 0.6]);
+        let mut first_two = |ema: &mut Ema| {
+            ema.exchange(&mut networks).expect("exchanges");
+            networks.session().weight(W).expect("weight")[..2].to_vec()
+        };
+        assert_eq!(first_two(&mut ema), [0.1, 0.2]);
+        assert_eq!(first_two(&mut ema), [0.3, 0.6]);
         assert_eq!(ema, before);
     }
 }

@@ -3,9 +3,8 @@
 /// Makes candle's element-by-element loops run on the thread that calls them.
 ///
 /// candle spreads each addition of 64 thousand values or more over a pool of its own that spins until all its threads
-/// are done. Where other processes want the cores too, that is most of a training step: 1,885 ms of processor time
-/// with the pool, 715 ms without, for the example `step_time` at 4 rows on two shared cores. The ops here have threads
-/// of their own, which sleep when they wait.
+/// are done, in the way of other processes and of the engine's threads, which sleep when they wait. What is left to
+/// candle, a sampler's arithmetic on latents and the conversion of files, is too little to be worth it.
 ///
 /// Does nothing when the user has set `CANDLE_NUM_THREADS`.
 ///
