@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
-use trainer::engine::nets::networks::{Part, Plan};
+use trainer::engine::nets::programs::{Part, Plan};
 use trainer::formats::{self, Lora, ModelWeights, TensorFile, Width};
 
-use super::golden::engine::networks;
+use super::golden::engine::{networks, text};
 use super::golden::support::{Tensors, relmax};
 
 fn repository(path: &str) -> PathBuf {
@@ -38,7 +38,7 @@ fn run(model: &ModelWeights, given: &Tensors) -> [Tensor; 2] {
     let parts = [(Part::UNet, &model.unet), (Part::TextEncoder, &model.text_encoder)];
     let mut networks = networks(plan, &parts);
     let ids = given["input_ids"].to_dtype(DType::U32).unwrap();
-    let states = networks.text(&ids, 1).unwrap();
+    let states = text(&mut networks, &ids, 1);
     let timesteps = given["timesteps"].to_vec1::<f32>().unwrap();
     let out = networks.predict(&given["latents"], &timesteps, &states).unwrap();
     [states, out]

@@ -7,7 +7,8 @@ use trainer::engine::builder::{Builder, Forward};
 use trainer::engine::cpu::CpuSession;
 use trainer::engine::ir::{Param, ParamId, ParamTable};
 use trainer::engine::layout::{channels_first, channels_last, checkpoint_dims};
-use trainer::engine::nets::networks::{Networks, Part, Plan, values};
+use trainer::engine::nets::networks::{Networks, values};
+use trainer::engine::nets::programs::{Part, Plan};
 use trainer::engine::session::{Data, Moments, OptimizerSettings, Session};
 
 use super::support::Tensors;
@@ -28,6 +29,23 @@ pub fn networks(plan: Plan, parts: &[(Part, &Tensors)]) -> Networks {
         networks.load(*part, weights).unwrap();
     }
     networks
+}
+
+/// The states of `ids` `[rows, tokens]`.
+pub fn text(networks: &mut Networks, ids: &Tensor, clip_skip: usize) -> Tensor {
+    let flat: Vec<u32> = ids.flatten_all().unwrap().to_vec1().unwrap();
+    networks.text(&flat, ids.dim(0).unwrap(), clip_skip).unwrap()
+}
+
+/// As a checkpoint has the weight.
+pub fn gradient(networks: &mut Networks, id: ParamId, param: &Param) -> Tensor {
+    let values = networks.session().gradient(id).unwrap();
+    let dims = checkpoint_dims(&param.dims);
+    let values = match *dims {
+        [_, inputs, height, width] => channels_first(&values, inputs, height * width),
+        _ => values,
+    };
+    Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
 }
 
 /// What an input is given, with channels first.

@@ -6,14 +6,15 @@ use candle_core::{D, DType, IndexOp, Tensor};
 use serde::Deserialize;
 use trainer::engine::builder::Scope;
 use trainer::engine::ir::{Group, Kind};
-use trainer::engine::nets::networks::{Networks, Part, Plan};
+use trainer::engine::nets::networks::Networks;
+use trainer::engine::nets::programs::{Part, Plan};
 use trainer::engine::nets::text_encoder::{pooled, text_encoder};
 use trainer::engine::nets::unet::{UNetInputs, sinusoids, unet};
 use trainer::engine::nets::vae;
 use trainer::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
 use trainer::models::{ModelConfig, parameter_shapes};
 
-use super::engine::{Given, networks, probed};
+use super::engine::{Given, networks, probed, text};
 use super::support::{Table, Tensors, json, load, relmax, relmax_named};
 
 const TEXT_TOLERANCE: f64 = 1e-5;
@@ -76,14 +77,14 @@ fn text_encoder_gives_the_reference_states() {
     let mut model = text_only(&text_encoder_weights());
     let ids = golden["input_ids"].to_dtype(DType::U32).unwrap();
     let short = golden["short_input_ids"].to_dtype(DType::U32).unwrap();
-    let states = model.text(&ids, 1).unwrap();
+    let states = text(&mut model, &ids, 1);
 
     let mut table = Table::new("text encoder");
     let mut check = |name: &str, got: &Tensor| table.check(name, relmax(got, &golden[name]), TEXT_TOLERANCE);
     check("last_hidden_state", &states);
-    check("clip_skip2", &model.text(&ids, 2).unwrap());
+    check("clip_skip2", &text(&mut model, &ids, 2));
     check("pooler_output", &pooled(&states, &ids, END_ID).unwrap());
-    check("short_last_hidden_state", &model.text(&short, 1).unwrap());
+    check("short_last_hidden_state", &text(&mut model, &short, 1));
     let ids = ids.i(..1).unwrap();
     let seen = probed(&text_encoder_weights(), "text_encoder.", |b| {
         let input = b.input("ids", ids.dims(), Kind::Ids);
@@ -322,7 +323,7 @@ fn every_norm_has_the_right_eps() {
     let mut model = text_only(&scaled(text_encoder_weights(), "text_encoder", &probe));
     check(
         "text.last_hidden_state",
-        &model.text(&ids.unwrap().i(..2).unwrap(), 1).unwrap(),
+        &text(&mut model, &ids.unwrap().i(..2).unwrap(), 1),
     );
     table.finish();
 }
