@@ -16,7 +16,7 @@ use super::Run;
 use super::error::TrainError;
 use super::latents::LatentCache;
 use super::learner::Learner;
-use crate::dataset;
+use crate::dataset::{self, Reading};
 use crate::formats::ModelWeights;
 use crate::models::params::Params;
 use crate::models::unet::UNet2DConditionModel;
@@ -116,7 +116,7 @@ impl Meters {
         let mut samples = Vec::new();
         for index in 0..run.recipe.samples.n_save_sample {
             let path = run.folder.join(format!("samples/{step}/{index}.png"));
-            samples.push(dataset::read_photo(&path)?.rgb);
+            samples.push(dataset::read_photo(&path, Reading::SCRIPT)?.rgb);
         }
         let samples = self.features(learner, &samples)?;
         let ControlFlow::Continue(class) = self.draw_class(run, learner)? else {

@@ -14,11 +14,13 @@ mod meters;
 mod run;
 mod samples;
 pub mod scaler;
+mod space;
 pub mod state;
 mod stop;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Instant;
 
 use app::event::{EventKind, Phase};
@@ -42,6 +44,7 @@ use latents::{LatentCache, Pictures};
 use learner::{Learner, OtherVae, TEXT_ENCODER};
 use meters::Meters;
 use scaler::{LossScaler, ScaleError};
+use space::Parameters;
 use state::{MeanLoss, TrainingState};
 
 /// Runs a recipe to its end, or to where it is asked to stop.
@@ -55,7 +58,10 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     run.check_photos()?;
 
     run.phase(Phase::Loading)?;
-    let base = formats::load(&recipe.pretrained_model_name_or_path)?;
+    let mut base = formats::load(&recipe.pretrained_model_name_or_path)?;
+    if let Some(folder) = &recipe.tokenizer_name {
+        base.tokenizer_files = formats::load_tokenizer(Path::new(folder))?;
+    }
     let other_vae = match &recipe.pretrained_vae_name_or_path {
         Some(reference) => Some(OtherVae {
             weights: formats::load(reference)?,
@@ -66,12 +72,15 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     let side_px = side_px(recipe, base.unet_config.sample_size)?;
     // Whoever watches the page sees meters; the command line keeps the script's memory and time.
     let untrained = matches!(run.results, Results::SingleFiles).then(|| base.clone());
+    space::check(run, Parameters::of(&base, recipe.train_text_encoder))?;
+    let drawing_vae = other_vae.as_ref().map_or(&base, |other| &other.weights);
+    let model = class_images::model_identity(&base, drawing_vae)?;
     let (learner, vars) = Learner::new(base, other_vae, recipe.train_text_encoder, &run.device)?;
 
     run.tell_cut_sample_prompts(&learner.tokenizer)?;
     if recipe.prior.is_some() {
         run.phase(Phase::ClassImages)?;
-        if class_images::fill(run, &learner, side_px)?.is_break() {
+        if class_images::fill(run, &learner, &model, side_px)?.is_break() {
             return run.stopped_before_training(resumed_at);
         }
     }
@@ -132,7 +141,7 @@ fn side_px(recipe: &Recipe, sample_size: usize) -> Result<u32, TrainError> {
 struct Training<'a> {
     run: &'a Run,
     learner: &'a Learner,
-    cache: &'a LatentCache,
+    cache: &'a LatentCache<'a>,
     objective: Objective,
     rates: LrSchedule,
     contexts: Contexts<'a>,
@@ -148,7 +157,7 @@ impl<'a> Training<'a> {
     fn new(
         run: &'a Run,
         learner: &'a Learner,
-        cache: &'a LatentCache,
+        cache: &'a LatentCache<'a>,
         meters: Option<Meters>,
         side_px: u32,
     ) -> Result<Self, TrainError> {
@@ -256,7 +265,7 @@ impl<'a> Training<'a> {
         let first = u64::from(step - 1) * per_step;
         let (mut all, mut sum): (Vec<Losses>, Option<Grads>) = (Vec::new(), None);
         for number in first..first + per_step {
-            let batch = self.objective.batch(self.cache.draw(number))?;
+            let batch = self.objective.batch(self.cache.draw(number)?)?;
             let context = self.contexts.of(&batch, learns_text)?;
             let (loss, losses) = loss::loss(&self.learner.unet, &context, &batch)?;
             if !losses.total.is_finite() && !state.scaler.is_on() {
