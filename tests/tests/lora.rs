@@ -1,8 +1,12 @@
 //! LoRA files against diffusers and PEFT, which read and ran the fixture (`tests/fixtures/README.md`).
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
+use trainer::engine::adapter::{Adapter, pairs};
+use trainer::engine::ir::Group;
+use trainer::engine::nets::networks::Networks;
 use trainer::engine::nets::programs::{Part, Plan};
 use trainer::formats::{self, Lora, ModelWeights, TensorFile, Width};
 
@@ -28,15 +32,20 @@ fn expected() -> Tensors {
     all.into_iter().collect()
 }
 
-/// The text encoder's states, and the U-Net's prediction.
-fn run(model: &ModelWeights, given: &Tensors) -> [Tensor; 2] {
+fn loaded(model: &ModelWeights, adapter: Option<Adapter>) -> Networks {
     let plan = Plan {
         unet: Some(model.unet_config.clone()),
         text_encoder: Some(model.text_encoder_config.clone()),
+        trains: BTreeSet::from([Group::UNet, Group::TextEncoder]),
+        adapter,
         ..Plan::default()
     };
     let parts = [(Part::UNet, &model.unet), (Part::TextEncoder, &model.text_encoder)];
-    let mut networks = networks(plan, &parts);
+    networks(plan, &parts)
+}
+
+/// The text encoder's states, and the U-Net's prediction.
+fn run(mut networks: Networks, given: &Tensors) -> [Tensor; 2] {
     let ids = given["input_ids"].to_dtype(DType::U32).unwrap();
     let states = text(&mut networks, &ids, 1);
     let timesteps = given["timesteps"].to_vec1::<f32>().unwrap();
@@ -47,16 +56,57 @@ fn run(model: &ModelWeights, given: &Tensors) -> [Tensor; 2] {
 #[test]
 fn a_merged_lora_computes_what_diffusers_computes() {
     let (given, mut model) = (expected(), base());
-    let apart = run(&model, &given);
+    let apart = run(loaded(&model, None), &given);
     assert!(relmax(&apart[1], &given["base_out"]) < 1e-4);
     assert!(relmax(&apart[1], &given["out"]) > 0.1);
     let lora = formats::load_lora(&kohya(), &model).unwrap();
     lora.merge_into(&mut model, &kohya()).unwrap();
-    let [states, out] = run(&model, &given);
+    as_diffusers_has_it(run(loaded(&model, None), &given), &given);
+}
+
+fn as_diffusers_has_it([states, out]: [Tensor; 2], given: &Tensors) {
     for (got, name) in [(states, "states"), (out, "out")] {
         let error = relmax(&got, &given[name]);
         assert!(error < 1e-4, "{name}: {error}");
     }
+}
+
+#[test]
+fn running_with_adapters_is_running_merged() {
+    let (given, model) = (expected(), base());
+    let lora = formats::load_lora(&kohya(), &model).unwrap();
+    let mut networks = loaded(&model, Some(Adapter { rank: 3, alpha: 1.5 }));
+    networks.start_adapters(7).unwrap();
+    let started = networks.lora().unwrap().unwrap();
+    assert!(
+        started
+            .layers
+            .values()
+            .all(|low| all(&low.up, 0.) && !all(&low.down, 0.))
+    );
+    let pairs = pairs(networks.params());
+    assert!(pairs.keys().eq(lora.layers.keys()), "an attention projection each");
+    for (layer, pair) in pairs {
+        let low_rank = &lora.layers[&layer];
+        for (id, tensor) in [(pair.down, &low_rank.down), (pair.up, &low_rank.up)] {
+            let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+            networks.session().set_weight(id, &values).unwrap();
+        }
+    }
+    let names: Vec<String> = networks.trained().into_iter().map(|(_, param)| param.name).collect();
+    assert_eq!(names.len(), 2 * lora.layers.len(), "{names:?}");
+    assert_eq!(flat(&networks.lora().unwrap().unwrap()), flat(&lora));
+    // The networks' own weights are those of the base, and no others.
+    for (part, tensors) in [(Part::UNet, &model.unet), (Part::TextEncoder, &model.text_encoder)] {
+        let own = networks.weights(part).unwrap();
+        assert!(own.iter().all(|(path, weight)| relmax(weight, &tensors[path]) == 0.));
+    }
+    as_diffusers_has_it(run(networks, &given), &given);
+}
+
+fn all(tensor: &Tensor, value: f32) -> bool {
+    let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+    values.iter().all(|v| *v == value)
 }
 
 fn listing(path: &Path) -> Vec<(String, Vec<usize>)> {

@@ -28,6 +28,8 @@ pub enum Purpose {
     Weights = 9,
     /// Leaving captions out.
     Dropout = 10,
+    /// Order of photos, once for a run: which class image each meets.
+    Pairing = 11,
     /// First weights of adapters.
     Adapters = 12,
 }

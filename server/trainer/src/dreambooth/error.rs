@@ -45,10 +45,15 @@ pub enum TrainError {
     },
     #[error("--resume_from_checkpoint: {reference}: {why}")]
     NoCheckpoint { reference: String, why: String },
-    #[error("the base model draws only black images for `{prompt}`")]
+    #[error("the base model draws only black or single-coloured images for `{prompt}`")]
     BlackClassImages { prompt: String },
     #[error("resolution is {got}; it must be a multiple of {multiple} for this model")]
     Resolution { got: u32, multiple: u32 },
+    #[error(
+        "what this run leaves in {} needs {:.1} GB, and {:.1} GB are free",
+        .folder.display(), gigabytes(*.needed), gigabytes(*.free)
+    )]
+    NoSpace { folder: PathBuf, needed: u64, free: u64 },
     #[error("the saved training state {} cannot be used: {why}", .path.display())]
     State { path: PathBuf, why: String },
     #[error(transparent)]
@@ -108,10 +113,16 @@ impl TrainError {
             Self::BlackClassImages { .. } => "black_class_images",
             Self::Resolution { .. } => "bad_recipe",
             Self::State { .. } => "bad_state",
+            Self::NoSpace { .. } => "no_space",
             Self::Store(error) | Self::Pipeline(PipelineError::Store(error)) if error.is_full() => "disk_full",
             Self::Events(_) | Self::Store(_) => "cannot_write",
             Self::Scheduler(_) | Self::Pipeline(_) | Self::Tensor(_) => "engine",
         }
+    }
+
+    /// The command that was given cannot be meant, whatever is on the disk.
+    pub fn is_wrong_use(&self) -> bool {
+        matches!(self, Self::Resolution { .. } | Self::NoCheckpoint { .. })
     }
 
     fn hint(&self) -> Option<&'static str> {
@@ -119,6 +130,9 @@ impl TrainError {
             "diverged" => Some("Try a learning rate ten times lower."),
             "out_of_memory" => {
                 Some("Ask for fewer images a step, a lower resolution, gradient_checkpointing or use_8bit_adam.")
+            }
+            "no_space" => {
+                Some("Free some space, keep fewer models (--keep_last), save them less often or with --save_fp16.")
             }
             "disk_full" => Some("Free some space; the run then continues from its last saved state."),
             "no_photos" => Some("Add JPEG, PNG or WebP files."),
@@ -129,6 +143,10 @@ impl TrainError {
             _ => None,
         }
     }
+}
+
+fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
 }
 
 /// What failed and all that it came from, outermost first.

@@ -16,7 +16,7 @@ use super::Run;
 use super::error::TrainError;
 use super::latents::LatentCache;
 use super::learner::Learner;
-use crate::dataset;
+use crate::dataset::{self, Reading};
 use crate::noise::TorchGenerator;
 use crate::pipeline::{Picture, SampleRequest};
 use crate::schedulers::{NoiseSchedule, SamplerKind};
@@ -75,7 +75,7 @@ impl Meters {
         cache: &LatentCache,
         side_px: u32,
     ) -> Result<ControlFlow<(), Self>, TrainError> {
-        let photos = cache.instance_latents(MOST_PHOTOS)?;
+        let photos = cache.instance_latents(MOST_PHOTOS, learner)?;
         let (_, c, h, w) = photos.dims4()?;
         let ids = learner.tokenizer.encode("", true)?.ids;
         let eye = Eye {
@@ -105,7 +105,7 @@ impl Meters {
         let mut samples = Vec::new();
         for index in 0..run.recipe.samples.n_save_sample {
             let path = run.folder.join(format!("samples/{step}/{index}.png"));
-            samples.push(dataset::read_photo(&path)?.rgb);
+            samples.push(dataset::read_photo(&path, Reading::SCRIPT)?.rgb);
         }
         let samples = self.features(learner, &samples)?;
         let ControlFlow::Continue(class) = self.draw_class(run, learner)? else {

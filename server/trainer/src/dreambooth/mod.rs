@@ -15,6 +15,7 @@ mod meters;
 mod run;
 mod samples;
 pub mod scaler;
+mod space;
 pub mod state;
 mod stop;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod testing;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Instant;
 
 use app::event::{EventKind, Phase};
@@ -47,6 +49,7 @@ use latents::{LatentCache, Pictures};
 use learner::{Learner, Learning, OtherVae};
 use meters::Meters;
 use scaler::{LossScaler, ScaleError};
+use space::Parameters;
 use state::{MeanLoss, TrainingState};
 
 /// Runs a recipe to its end, or to where it is asked to stop.
@@ -60,7 +63,10 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     run.check_photos()?;
 
     run.phase(Phase::Loading)?;
-    let base = formats::load(&recipe.pretrained_model_name_or_path)?;
+    let mut base = formats::load(&recipe.pretrained_model_name_or_path)?;
+    if let Some(folder) = &recipe.tokenizer_name {
+        base.tokenizer_files = formats::load_tokenizer(Path::new(folder))?;
+    }
     let other_vae = match &recipe.pretrained_vae_name_or_path {
         Some(reference) => Some(OtherVae {
             weights: formats::load(reference)?,
@@ -71,12 +77,15 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     let side_px = side_px(recipe, base.unet_config.sample_size)?;
     // Whoever watches the page sees meters; the command line keeps the script's memory and time.
     let metered = matches!(run.results, Results::SingleFiles) && !run.sample_steps().is_empty();
+    space::check(run, Parameters::of(&base, recipe.train_text_encoder))?;
+    let drawing_vae = other_vae.as_ref().map_or(&base, |other| &other.weights);
+    let model = class_images::model_identity(&base, drawing_vae)?;
     let mut learner = Learner::new(base, other_vae, &Learning::of(recipe, metered), &run.device)?;
 
     run.tell_cut_sample_prompts(&learner.tokenizer)?;
     if recipe.prior.is_some() {
         run.phase(Phase::ClassImages)?;
-        if class_images::fill(run, &mut learner, side_px)?.is_break() {
+        if class_images::fill(run, &mut learner, &model, side_px)?.is_break() {
             return run.stopped_before_training(resumed_at);
         }
     }
@@ -251,7 +260,7 @@ impl<'a> Training<'a> {
         let first = u64::from(step - 1) * per_step;
         let (mut all, mut updated) = (Vec::new(), None);
         for number in first..first + per_step {
-            let batch = self.objective.batch(self.cache.draw(number))?;
+            let batch = self.objective.batch(self.cache.draw(number, self.learner)?)?;
             let context = match learns_text {
                 true => None,
                 false => Some(self.contexts.of(&mut self.learner.networks, &batch)?),

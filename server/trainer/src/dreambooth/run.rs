@@ -1,8 +1,9 @@
 //! A run as the world sees it: its folder, its log, whether it may go on.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use app::background::AlphaBackground;
 use app::event::{EventKind, Phase};
 use app::recipe::{Precision, Recipe};
 use sha2::{Digest, Sha256};
@@ -13,7 +14,7 @@ use super::latents::{Noticed, Pictures};
 use super::learner::Learner;
 use super::state::{self, TrainingState};
 use super::stop::Stop;
-use crate::dataset::{self, DatasetError};
+use crate::dataset::{self, DatasetError, Reading, Stray};
 use crate::device::{self, Device};
 use crate::events::EventLog;
 use crate::tokenizer::Tokenizer;
@@ -29,6 +30,8 @@ pub struct Run {
     pub stop: Stop,
     pub device: Device,
     pub results: Results,
+    /// Where class images of earlier jobs are, and this one's are kept.
+    pub class_image_cache: Option<PathBuf>,
 }
 
 /// In what form a run leaves its model.
@@ -145,19 +148,21 @@ impl Run {
 
     /// Reads every photo once before anything slow starts, so that a damaged one is named at once.
     pub(super) fn check_photos(&self) -> Result<(), TrainError> {
+        let reading = Reading::of(&self.recipe);
         for concept in &self.recipe.concepts {
             let folder = self.data_folder.join(&concept.instance_data_dir);
             let listing = dataset::list(&folder)?;
-            for stray in &listing.strays {
-                self.warn(
-                    "not_a_photo",
-                    format!("{} is not a photo and is left out", stray.display()),
-                )?;
+            for Stray { path, why } in &listing.strays {
+                let message = format!("{} {why}; it is left out", path.display());
+                self.warn("not_a_photo", message)?;
             }
             for path in &listing.photos {
-                dataset::read_photo(path)?;
+                let photo = dataset::read_photo(path, reading)?;
+                if photo.had_alpha {
+                    self.tell_alpha(path, reading.background)?;
+                }
                 if self.recipe.read_prompts_from_txts {
-                    dataset::read_caption(path)?;
+                    dataset::read_caption(path, self.recipe.strict_tutorial)?;
                 }
             }
             if listing.photos.is_empty() {
@@ -167,14 +172,18 @@ impl Run {
         Ok(())
     }
 
+    fn tell_alpha(&self, path: &Path, background: AlphaBackground) -> Result<(), TrainError> {
+        let what = match background {
+            AlphaBackground::Drop => "what lies below them is trained on".to_owned(),
+            color => format!("they are laid on {color}"),
+        };
+        self.warn(
+            "transparent",
+            format!("{} has transparent parts; {what}", path.display()),
+        )
+    }
+
     pub(super) fn tell_noticed(&self, noticed: &Noticed) -> Result<(), TrainError> {
-        for path in &noticed.dropped_alpha {
-            let message = format!(
-                "{} has transparent parts; what lies below them was trained on",
-                path.display()
-            );
-            self.warn("transparent", message)?;
-        }
         noticed.cut_prompts.iter().try_for_each(|cut| self.tell_cut(cut))
     }
 

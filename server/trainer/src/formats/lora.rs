@@ -229,6 +229,7 @@ pub fn save_lora(path: &Path, lora: &Lora, base: &ModelWeights, width: Width) ->
                 name: format!("{name}.{leaf}"),
                 dtype: match width {
                     Width::Half => DType::F16,
+                    Width::Single => DType::F32,
                     Width::Full => tensor.dtype(),
                 },
                 shape: tensor.dims().to_vec(),

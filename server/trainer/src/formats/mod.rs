@@ -22,7 +22,7 @@ mod weights;
 use std::path::Path;
 
 pub use configs::{ConfigFiles, Configs};
-pub use diffusers::save_diffusers;
+pub use diffusers::{load_tokenizer, save_diffusers};
 pub use error::ModelError;
 pub use lora::{Lora, LowRank, load_lora, save_lora};
 pub use single_file::{Container, Width, save_single_file};

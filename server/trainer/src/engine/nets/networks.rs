@@ -9,9 +9,11 @@ use super::error::Result;
 use super::programs::{Map, Part, Plan, Task};
 use super::unet::sinusoids;
 use super::vae::LatentDistribution;
+use crate::engine::adapter::{is_of_adapter, pairs};
 use crate::engine::ir::{Param, ParamId, ParamTable};
 use crate::engine::layout::{channels_first, channels_last, checkpoint_dims};
 use crate::engine::session::{Data, ProgramId, Session, Update, Updated};
+use crate::formats::{Lora, LowRank};
 use crate::models::config::VaeConfig;
 use crate::models::params::{ParamError, Weights, is_not_a_weight};
 
@@ -95,10 +97,9 @@ impl Networks {
         for index in 0..self.params().params.len() {
             let id = ParamId(index as u32);
             let param = self.params().get(id).clone();
-            let Some(path) = param.name.strip_prefix(&prefix) else {
+            let Some(path) = path_in(&prefix, &param) else {
                 continue;
             };
-            let path = path.to_string();
             let Some(tensor) = unread.remove(&path) else {
                 return Err(ParamError::Missing { path }.into());
             };
@@ -119,7 +120,44 @@ impl Networks {
         Err(ParamError::Unused { paths }.into())
     }
 
-    /// A network's weights as they are now, by diffusers' paths.
+    /// Gives adapters their first values. Needed once, where the plan has any and no state is restored.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn start_adapters(&mut self, seed: u64) -> Result<()> {
+        match self.plan.adapter {
+            Some(adapter) => Ok(adapter.start(&mut *self.session, seed)?),
+            None => Ok(()),
+        }
+    }
+
+    /// What the adapters add to the networks now; `None` where the plan has none.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn lora(&mut self) -> Result<Option<Lora>> {
+        let Some(adapter) = self.plan.adapter else {
+            return Ok(None);
+        };
+        let mut lora = Lora::default();
+        for (layer, pair) in pairs(self.params()) {
+            let low_rank = LowRank {
+                down: self.weight(pair.down)?,
+                up: self.weight(pair.up)?,
+                alpha: adapter.alpha,
+            };
+            lora.layers.insert(layer, low_rank);
+        }
+        Ok(Some(lora))
+    }
+
+    /// As a checkpoint has it.
+    fn weight(&mut self, id: ParamId) -> Result<Tensor> {
+        let dims = checkpoint_dims(&self.params().get(id).dims);
+        Ok(weight_from_engine(self.session.weight(id)?, &dims)?)
+    }
+
+    /// A network's own weights as they are now, without what adapters add to them, by diffusers' paths.
     ///
     /// # Errors
     /// What the device answers.
@@ -129,11 +167,10 @@ impl Networks {
         for index in 0..self.params().params.len() {
             let id = ParamId(index as u32);
             let param = self.params().get(id);
-            let Some(path) = param.name.strip_prefix(&prefix).map(str::to_string) else {
+            let Some(path) = path_in(&prefix, param) else {
                 continue;
             };
-            let dims = checkpoint_dims(&param.dims);
-            weights.insert(path, weight_from_engine(self.session.weight(id)?, &dims)?);
+            weights.insert(path, self.weight(id)?);
         }
         Ok(weights)
     }
@@ -325,6 +362,12 @@ fn scale(vae: &VaeConfig) -> usize {
 fn row_dims(map: &Tensor) -> Result<[usize; 3]> {
     let (_, channels, height, width) = map.dims4()?;
     Ok([channels, height, width])
+}
+
+/// A weight's path in the network of `prefix`, if it is one of its own.
+fn path_in(prefix: &str, param: &Param) -> Option<String> {
+    let path = param.name.strip_prefix(prefix)?;
+    (!is_of_adapter(&param.name)).then(|| path.to_string())
 }
 
 /// In f32, row-major.

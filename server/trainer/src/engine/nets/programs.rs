@@ -8,6 +8,7 @@ use super::error::{NetworkError, Result};
 use super::text_encoder::text_encoder;
 use super::unet::{UNetInputs, unet, unet_middle};
 use super::vae;
+use crate::engine::adapter::Adapter;
 use crate::engine::autodiff::{Backward, backward};
 use crate::engine::builder::{Builder, Scope};
 use crate::engine::ir::{Group, Kind, Param, ParamId, ParamTable, Program, ValueId};
@@ -49,6 +50,8 @@ pub struct Plan {
     pub other_vae: Option<VaeConfig>,
     pub eye: bool,
     pub trains: BTreeSet<Group>,
+    /// U-Net and text encoder learn through adapters on their attention, and stay as they are themselves.
+    pub adapter: Option<Adapter>,
     /// Inner values of blocks are computed again in the backward (gradient checkpointing).
     pub recompute: bool,
 }
@@ -176,7 +179,9 @@ impl Plan {
             Part::Vae => (Group::Vae, true),
             Part::OtherVae => (Group::Vae, false),
         };
-        Scope::new(part.prefix(), group, learns && self.trains.contains(&group))
+        let learns = learns && self.trains.contains(&group);
+        let adapter = self.adapter.filter(|_| learns && group != Group::Vae);
+        Scope::new(part.prefix(), group, learns && adapter.is_none()).with_adapter(adapter)
     }
 
     pub fn unet(&self) -> Result<&UNetConfig> {
