@@ -2,8 +2,8 @@
 //! twice, with prior preservation and without; the product's own meters say what came of it, a table is printed, and the
 //! pictures are laid side by side in one figure.
 //!
-//! Arguments: a folder of folders of photos, the figure to write, and, to try other settings, JSON that is laid over the
-//! recipe.
+//! Arguments: the figure to write; a folder of folders of photos, learned besides the repository's own; and, to try other
+//! settings, JSON that is laid over the recipe.
 
 use std::path::Path;
 
@@ -15,16 +15,15 @@ use tests::sheet::{self, Row};
 fn main() -> anyhow::Result<()> {
     // `cargo bench` adds flags of its own.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    let [photos, figure, rest @ ..] = arguments.as_slice() else {
-        anyhow::bail!("give a folder of folders of photos, and the figure to write");
-    };
-    let other = match rest {
-        [] => serde_json::json!({}),
-        [other, ..] => serde_json::from_str(other).context("the recipe's JSON")?,
-    };
+    let mut arguments = arguments.iter();
+    let figure = arguments.next().context("name the figure to write")?;
     let fixture = Subject::of_folder(&tests::repository().join("tests/fixtures/cat"))?;
     let mut subjects = vec![fixture.clone()];
-    subjects.extend(Subject::all_in(Path::new(photos))?);
+    if let Some(photos) = arguments.next() {
+        subjects.extend(Subject::all_in(Path::new(photos))?);
+    }
+    let other = arguments.next().map_or("{}", String::as_str);
+    let other = serde_json::from_str(other).context("the recipe's JSON")?;
 
     println!(
         "| subject | likeness before | after | drift with prior | without | diversity with prior | without | ms a step |"
