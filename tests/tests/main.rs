@@ -3,6 +3,7 @@
 
 mod api;
 mod browser;
+mod dreambooth;
 mod golden;
 mod job;
 mod lora;
