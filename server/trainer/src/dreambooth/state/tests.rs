@@ -113,8 +113,10 @@ fn a_cut_state_and_one_of_other_tensors_are_refused() {
     let refused = |state: &mut TrainingState, networks: &mut Networks| {
         matches!(state.restore(networks, &path), Err(TrainError::State { .. }))
     };
-    let renamed = String::from_utf8_lossy(&bytes[..8000]).replace("p.text_encoder", "q.text_encoder");
-    std::fs::write(&path, [renamed.as_bytes(), &bytes[8000..]].concat()).expect("renames");
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header = std::str::from_utf8(&bytes[8..end]).expect("JSON");
+    let renamed = header.replace("\"p.text_encoder", "\"q.text_encoder");
+    std::fs::write(&path, [&bytes[..8], renamed.as_bytes(), &bytes[end..]].concat()).expect("renames");
     assert!(refused(&mut saved, &mut networks));
     std::fs::write(&path, &bytes[..bytes.len() - 100]).expect("cuts");
     assert!(refused(&mut saved, &mut networks));
