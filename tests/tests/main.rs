@@ -4,8 +4,10 @@
 mod api;
 mod browser;
 mod cli;
+mod dreambooth;
 mod golden;
 mod hub;
 mod job;
+mod lora;
 mod starter;
 mod tutorial;
