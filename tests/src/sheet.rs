@@ -103,7 +103,7 @@ fn first_photo(folder: &Path) -> anyhow::Result<RgbImage> {
     listing.truncate(1);
     let photo = listing
         .pop()
-        .map(|path| trainer::dataset::read_photo(&path))
+        .map(|path| trainer::dataset::read_photo(&path, trainer::dataset::Reading::SCRIPT))
         .transpose()?;
     let photo = photo.map(|photo| photo.rgb).unwrap_or_default();
     let side = photo.width().min(photo.height());
