@@ -4,7 +4,9 @@
 mod api;
 mod browser;
 mod cli;
+mod dreambooth;
 mod golden;
 mod job;
+mod lora;
 mod starter;
 mod tutorial;

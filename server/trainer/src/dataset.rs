@@ -107,7 +107,7 @@ pub fn cut(rgb: &RgbImage, resolution_px: u32, frame: Frame) -> RgbImage {
 ///
 /// # Errors
 /// When the device has no room.
-pub fn to_tensor(rgb: &RgbImage, device: &Device) -> candle_core::Result<Tensor> {
+pub fn to_tensor(rgb: &RgbImage) -> candle_core::Result<Tensor> {
     let (width, height) = (rgb.width() as usize, rgb.height() as usize);
     let mut planes = vec![0f32; 3 * width * height];
     for (at, pixel) in rgb.pixels().enumerate() {
@@ -115,7 +115,7 @@ pub fn to_tensor(rgb: &RgbImage, device: &Device) -> candle_core::Result<Tensor>
             planes[channel * width * height + at] = (f32::from(*value) / 255.0 - 0.5) / 0.5;
         }
     }
-    Tensor::from_vec(planes, (3, height, width), device)
+    Tensor::from_vec(planes, (3, height, width), &Device::Cpu)
 }
 
 #[cfg(test)]

@@ -1,16 +1,23 @@
-//! What the engine computes on, in words and as candle's device.
+//! What the engine computes on, in words and as a session.
 
 use app::api::DeviceInfo;
-use candle_core::Device;
+
+use crate::engine::cpu::CpuSession;
+use crate::engine::ir::ParamTable;
+use crate::engine::session::{EngineError, OptimizerSettings, Session};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     #[error("this build has no CUDA; use likeness-trainer-cuda, or --device cpu")]
     NoCuda,
-    #[error("cannot use the GPU")]
-    Cuda(#[source] candle_core::Error),
     #[error("unknown device `{0}`; known: cpu, cuda")]
     Unknown(String),
+}
+
+/// An opened device.
+#[derive(Clone, Debug)]
+pub enum Device {
+    Cpu,
 }
 
 /// Opens the device named on the command line; without a name, the one this build is for.
@@ -20,7 +27,6 @@ pub enum DeviceError {
 pub fn open(name: Option<&str>) -> Result<Device, DeviceError> {
     match name.unwrap_or(build()) {
         "cpu" => Ok(Device::Cpu),
-        "cuda" if cfg!(feature = "cuda") => Device::new_cuda(0).map_err(DeviceError::Cuda),
         "cuda" => Err(DeviceError::NoCuda),
         other => Err(DeviceError::Unknown(other.into())),
     }
@@ -31,24 +37,29 @@ pub fn build() -> &'static str {
     if cfg!(feature = "cuda") { "cuda" } else { "cpu" }
 }
 
-/// Describes an opened device.
-pub fn describe(device: &Device) -> DeviceInfo {
-    match device {
-        Device::Cpu => DeviceInfo {
-            trainer: "cpu".into(),
-            name: format!("CPU, {} threads", rayon::current_num_threads()),
-            memory_bytes: available_memory_bytes(),
-            why: match build() {
-                "cpu" => "This build computes on the CPU.".into(),
-                _ => "The CPU was asked for.".into(),
+impl Device {
+    /// Room for weights, all zero as yet, and for what runs on them.
+    ///
+    /// # Errors
+    /// When there is less memory than the weights need.
+    pub fn session(&self, params: ParamTable, optimizer: OptimizerSettings) -> Result<Box<dyn Session>, EngineError> {
+        match self {
+            Self::Cpu => Ok(Box::new(CpuSession::new(params, optimizer)?)),
+        }
+    }
+
+    pub fn describe(&self) -> DeviceInfo {
+        match self {
+            Self::Cpu => DeviceInfo {
+                trainer: "cpu".into(),
+                name: format!("CPU, {} threads", rayon::current_num_threads()),
+                memory_bytes: available_memory_bytes(),
+                why: match build() {
+                    "cpu" => "This build computes on the CPU.".into(),
+                    _ => "The CPU was asked for.".into(),
+                },
             },
-        },
-        _ => DeviceInfo {
-            trainer: "cuda".into(),
-            name: "NVIDIA GPU".into(),
-            memory_bytes: None,
-            why: "A GPU answers.".into(),
-        },
+        }
     }
 }
 

@@ -69,7 +69,7 @@ fn resizing_and_cutting_agree_with_pil() {
     table.finish();
 
     let cut = dataset::cut(&landscape, SIDE_PX, frame(false, 10, 0));
-    let tensor = dataset::to_tensor(&cut, &Device::Cpu).unwrap();
+    let tensor = dataset::to_tensor(&cut).unwrap();
     assert!(relmax(&tensor, &golden["landscape.tensor"]) < 1e-6);
 }
 

@@ -1,6 +1,8 @@
 //! Comparison with the reference numbers of `tests/golden/` (see its MANIFEST.md), or of `$GOLDEN_DIR` when set.
 
+mod bnb;
 mod convert;
+pub mod engine;
 mod forward;
 mod gradients;
 mod images;

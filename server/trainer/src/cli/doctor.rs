@@ -12,7 +12,7 @@ pub struct DoctorArgs {
 }
 
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    let info = device::describe(&device::open(None)?);
+    let info = device::open(None)?.describe();
     if args.json {
         println!("{}", serde_json::to_string(&info)?);
         return Ok(ExitCode::SUCCESS);

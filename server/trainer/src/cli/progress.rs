@@ -107,9 +107,16 @@ impl Listener for Progress {
             EventKind::Sample { step, index, count, .. } => {
                 self.pass(&format!("sample {} of {count} after step {step}", index + 1), false);
             }
-            EventKind::Meters { likeness, drift, .. } => {
-                let drift = drift.map(|drift| format!(", drift {drift:.2}")).unwrap_or_default();
-                self.line(&format!("likeness {likeness:.2}{drift}"));
+            EventKind::Meters {
+                likeness,
+                drift,
+                diversity,
+                ..
+            } => {
+                let told =
+                    |name: &str, value: &Option<f32>| value.map(|v| format!(", {name} {v:.2}")).unwrap_or_default();
+                let of_class = told("drift", drift) + &told("diversity", diversity);
+                self.line(&format!("likeness {likeness:.2}{of_class}"));
             }
             EventKind::Warning { message, .. } => self.line(&format!("warning: {message}")),
             EventKind::Done { step } => self.line(&format!("done after {step} steps")),

@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use candle_core::Device;
 use trainer::dreambooth::learner::Learner;
 use trainer::dreambooth::{STOPPED_STATUS, Stop};
 use trainer::pipeline::{self, LATENT_PX, SampleRequest};
@@ -89,10 +88,10 @@ pub fn run(args: &SampleArgs) -> anyhow::Result<ExitCode> {
     if !args.negative_prompt.is_empty() && args.guidance_scale <= 1.0 {
         tracing::warn!("--negative_prompt has no effect with a guidance scale of 1 or less");
     }
-    let device: Device = device::open(args.device.as_deref()).map_err(|e| WrongUse(format!("--device: {e}")))?;
+    let device = device::open(args.device.as_deref()).map_err(|e| WrongUse(format!("--device: {e}")))?;
     let weights = formats::load(&args.model)?;
     let own_side = weights.unet_config.sample_size * LATENT_PX;
-    let learner = Learner::for_drawing(weights, &device)?;
+    let mut learner = Learner::for_drawing(weights, &device)?;
     let request = SampleRequest {
         prompt: args.prompt.clone(),
         negative_prompt: args.negative_prompt.clone(),

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use app::job::Failure;
 
+use super::gradients::GradientError;
 use super::scaler::ScaleError;
 use crate::dataset::DatasetError;
+use crate::engine::autodiff::AutodiffError;
+use crate::engine::nets::error::NetworkError;
+use crate::engine::session::EngineError;
 use crate::events::EventError;
 use crate::formats::ModelError;
-use crate::models::params::ParamError;
-use crate::optim::grads::GradError;
 use crate::pipeline::PipelineError;
 use crate::schedulers::SchedulerError;
 use crate::store::StoreError;
@@ -19,8 +21,8 @@ use crate::tokenizer::TokenizerError;
 pub enum TrainError {
     #[error(transparent)]
     Model(Box<ModelError>),
-    #[error("the base model does not fit its configuration")]
-    Param(#[from] ParamError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     #[error(transparent)]
@@ -33,7 +35,7 @@ pub enum TrainError {
     Gradient {
         step: u32,
         #[source]
-        source: GradError,
+        source: GradientError,
     },
     #[error("training diverged at step {step}")]
     Diverged {
@@ -69,6 +71,21 @@ impl From<ModelError> for TrainError {
     }
 }
 
+impl From<EngineError> for TrainError {
+    fn from(error: EngineError) -> Self {
+        Self::Network(error.into())
+    }
+}
+
+fn network_code(error: &NetworkError) -> &'static str {
+    match error {
+        NetworkError::Param(_) | NetworkError::Build(_) => "bad_model",
+        NetworkError::Autodiff(AutodiffError::NoGradient { .. }) => "no_gradient",
+        NetworkError::Engine(EngineError::OutOfMemory { .. }) => "out_of_memory",
+        _ => "engine",
+    }
+}
+
 impl TrainError {
     /// As the job's last event tells it.
     pub fn failure(&self) -> Failure {
@@ -82,13 +99,14 @@ impl TrainError {
     /// Stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Model(_) | Self::Param(_) | Self::Tokenizer(_) => "bad_model",
+            Self::Model(_) | Self::Tokenizer(_) => "bad_model",
+            Self::Network(error) | Self::Pipeline(PipelineError::Network(error)) => network_code(error),
             Self::Dataset(DatasetError::Empty { .. }) => "no_photos",
             Self::Dataset(_) => "bad_photo",
             Self::Gradient { source, .. } => match source {
-                GradError::Missing(_) | GradError::Zero(_) => "no_gradient",
-                GradError::NotFinite(_) => "diverged",
-                GradError::Tensor(_) => "engine",
+                GradientError::Zero(_) => "no_gradient",
+                GradientError::NotFinite(_) => "diverged",
+                GradientError::Engine(_) => "engine",
             },
             Self::Diverged { .. } => "diverged",
             Self::NoCheckpoint { .. } => "no_checkpoint",
@@ -110,6 +128,9 @@ impl TrainError {
     fn hint(&self) -> Option<&'static str> {
         match self.code() {
             "diverged" => Some("Try a learning rate ten times lower."),
+            "out_of_memory" => {
+                Some("Ask for fewer images a step, a lower resolution, gradient_checkpointing or use_8bit_adam.")
+            }
             "no_space" => {
                 Some("Free some space, keep fewer models (--keep_last), save them less often or with --save_fp16.")
             }

@@ -83,13 +83,13 @@ impl TutorialFolders {
 ///
 /// # Errors
 /// When something cannot be written.
-pub fn export(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
+pub fn export(run: &Run, learner: &mut Learner, state: &TrainingState) -> Result<(), TrainError> {
     match &run.results {
         Results::SingleFiles => single_files(run, learner, state),
         Results::Tutorial(folders) => {
             let (after, name) = (state.step, state.step);
             let save = Save { after, name };
-            save_folder(run, &FolderDue { folders, save }, learner, state)
+            save_folder(run, &FolderDue { folders, save }, learner)
         }
     }
 }
@@ -111,8 +111,8 @@ pub fn folders_due(run: &Run, step: u32) -> Vec<FolderDue<'_>> {
     due.map(|save| FolderDue { folders, save }).collect()
 }
 
-fn single_files(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
-    let weights = learner.weights(&state.vars);
+fn single_files(run: &Run, learner: &mut Learner, state: &TrainingState) -> Result<(), TrainError> {
+    let weights = learner.weights()?;
     let folder = run.folder.join("export");
     store::make_folder(&folder)?;
     let name = file_stem(&run.recipe.concepts[0].instance_prompt, state.step);
@@ -142,10 +142,10 @@ fn single_files(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn save_folder(run: &Run, due: &FolderDue, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
+pub fn save_folder(run: &Run, due: &FolderDue, learner: &mut Learner) -> Result<(), TrainError> {
     let FolderDue { folders, save } = due;
     let folder = folders.output_dir.join(save.name.to_string());
-    let mut weights = learner.weights(&state.vars);
+    let mut weights = learner.weights()?;
     with_ddim(&mut weights.config_files.scheduler);
     formats::save_diffusers(&folder, &weights, folders.width)?;
     let args = format!("{:#}\n", folders.args);

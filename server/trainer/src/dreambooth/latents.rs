@@ -6,16 +6,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use app::recipe::Recipe;
-use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_core::{Device, IndexOp, Tensor};
 
 use super::batch::Draw;
 use super::error::TrainError;
 use super::learner::Learner;
 use super::order::Order;
 use crate::dataset::{self, DatasetError, Frame, Framing, Reading};
+use crate::engine::nets::networks::values;
+use crate::engine::nets::programs::Part;
 use crate::noise::{Noise, Purpose};
 use crate::pipeline::LATENT_PX;
-use crate::tokenizer::TokenIds;
+use crate::tokenizer::{TokenIds, Tokenizer};
 
 /// Images encoded in one go.
 const ENCODE_ROWS: usize = 4;
@@ -97,12 +99,12 @@ struct Entry {
 }
 
 /// The data set as training sees it.
-pub struct LatentCache<'a> {
+pub struct LatentCache {
     entries: Vec<Entry>,
     /// Instance entry and class entry of each item; with `live` their sources.
     items: Vec<(usize, Option<usize>)>,
     /// Encodes anew for every step; there are no entries then.
-    live: Option<Live<'a>>,
+    live: Option<Live>,
     order: Order,
     /// Of each prompt.
     tokens: Vec<TokenIds>,
@@ -122,7 +124,7 @@ pub struct Noticed {
     pub cut_prompts: Vec<String>,
 }
 
-impl<'a> LatentCache<'a> {
+impl LatentCache {
     /// Encodes every frame of every picture. Items are numbered as in the tutorial: item `i` pairs instance
     /// `i % instances` with class image `i % class images`, each with a crop and flip of its own.
     ///
@@ -131,7 +133,7 @@ impl<'a> LatentCache<'a> {
     pub fn encode(
         pictures: &Pictures,
         recipe: &Recipe,
-        learner: &'a Learner,
+        learner: &mut Learner,
         resolution_px: u32,
     ) -> Result<(Self, Noticed), TrainError> {
         let reading = Reading::of(recipe);
@@ -144,13 +146,13 @@ impl<'a> LatentCache<'a> {
         let noise = Noise::new(recipe.seed);
         let length = pictures.instances.len().max(pictures.classes.len());
         let mut tokens = Tokens::default();
+        let dims = latent_dims(learner, resolution_px)?;
         let mut encoder = Encoder {
             learner,
             resolution_px,
             entries: Vec::new(),
         };
         let mut live = recipe.not_cache_latents.then(|| Live {
-            learner,
             framing,
             reading,
             noise,
@@ -160,15 +162,15 @@ impl<'a> LatentCache<'a> {
             if let Some(live) = &mut live {
                 let first = live.sources.len();
                 for source in sources {
-                    live.sources
-                        .push((source.path.clone(), tokens.of(&source.prompt, learner, noticed)?));
+                    let prompt = tokens.of(&source.prompt, &encoder.learner.tokenizer, noticed)?;
+                    live.sources.push((source.path.clone(), prompt));
                 }
                 return Ok((first..live.sources.len()).cycle().take(length).collect());
             }
             let mut of_item = vec![0; if sources.is_empty() { 0 } else { length }];
             for (index, source) in sources.iter().enumerate() {
                 let photo = dataset::read_photo(&source.path, reading)?;
-                let prompt = tokens.of(&source.prompt, learner, noticed)?;
+                let prompt = tokens.of(&source.prompt, &encoder.learner.tokenizer, noticed)?;
                 // Equal frames share an entry: a square photo of the right size has but one.
                 let mut frames: BTreeMap<Frame, Vec<usize>> = BTreeMap::new();
                 for item in (index..length).step_by(sources.len()) {
@@ -189,7 +191,9 @@ impl<'a> LatentCache<'a> {
         let classes = side(&pictures.classes, 1, &mut noticed)?;
         let items = (0..length).map(|i| (instances[i], classes.get(i).copied())).collect();
         let cache = Self {
-            dims: latent_dims(learner, resolution_px),
+            dims,
+            scaling_factor: encoder.learner.latents_scale,
+            timesteps: encoder.learner.base().scheduler_config.num_train_timesteps as u32,
             entries: encoder.entries,
             items,
             live,
@@ -203,8 +207,6 @@ impl<'a> LatentCache<'a> {
             tokens: tokens.ids,
             pad_tokens: recipe.pad_tokens,
             draws_offsets: recipe.offset_noise > 0.0,
-            scaling_factor: learner.vae.config().scaling_factor,
-            timesteps: learner.base().scheduler_config.num_train_timesteps as u32,
             noise,
         };
         Ok((cache, noticed))
@@ -214,38 +216,38 @@ impl<'a> LatentCache<'a> {
     ///
     /// # Errors
     /// A photo that cannot be read any more, or no room on the device.
-    pub fn instance_latents(&self, most: usize, device: &Device) -> Result<Tensor, TrainError> {
+    pub fn instance_latents(&self, most: usize, learner: &mut Learner) -> Result<Tensor, TrainError> {
         let mut entries: Vec<usize> = self.items.iter().map(|(instance, _)| *instance).collect();
         entries.sort_unstable();
         entries.dedup();
         entries.truncate(most);
         let mut means: Vec<f32> = Vec::new();
         for entry in &entries {
-            means.extend(&self.entry(*entry, showing(*entry as u64, 0))?.mean);
+            means.extend(&self.entry(*entry, showing(*entry as u64, 0), learner)?.mean);
         }
         let [c, h, w] = self.dims;
-        Ok((Tensor::from_vec(means, (entries.len(), c, h, w), device)? * self.scaling_factor)?)
+        Ok((Tensor::from_vec(means, (entries.len(), c, h, w), &Device::Cpu)? * self.scaling_factor)?)
     }
 
     /// An entry, encoded now when it is not kept.
-    fn entry(&self, index: usize, showing: u64) -> Result<Cow<'_, Entry>, TrainError> {
+    fn entry(&self, index: usize, showing: u64, learner: &mut Learner) -> Result<Cow<'_, Entry>, TrainError> {
         match &self.live {
-            Some(live) => Ok(Cow::Owned(live.encode(index, showing)?)),
+            Some(live) => Ok(Cow::Owned(live.encode(index, showing, learner)?)),
             None => Ok(Cow::Borrowed(&self.entries[index])),
         }
     }
 
     /// Entries of a micro-batch: its instances, then its class images. Also how many are instances.
-    fn rows(&self, number: u64) -> Result<(usize, Vec<Cow<'_, Entry>>), TrainError> {
+    fn rows(&self, number: u64, learner: &mut Learner) -> Result<(usize, Vec<Cow<'_, Entry>>), TrainError> {
         let (round, chosen) = self.order.batch(number);
         let shown = |item: usize, parity| showing(round * self.items.len() as u64 + item as u64, parity);
         let mut rows = Vec::new();
         for item in &chosen {
-            rows.push(self.entry(self.items[*item].0, shown(*item, 0))?);
+            rows.push(self.entry(self.items[*item].0, shown(*item, 0), learner)?);
         }
         for item in &chosen {
             if let Some(class) = self.items[*item].1 {
-                rows.push(self.entry(class, shown(*item, 1))?);
+                rows.push(self.entry(class, shown(*item, 1), learner)?);
             }
         }
         Ok((chosen.len(), rows))
@@ -255,8 +257,8 @@ impl<'a> LatentCache<'a> {
     ///
     /// # Errors
     /// When a photo is encoded anew and cannot be read any more.
-    pub fn draw(&self, number: u64) -> Result<Draw, TrainError> {
-        let (instance_rows, rows) = self.rows(number)?;
+    pub fn draw(&self, number: u64, learner: &mut Learner) -> Result<Draw, TrainError> {
+        let (instance_rows, rows) = self.rows(number, learner)?;
         let count = rows.len() * self.dims.iter().product::<usize>();
         let moments = rows.iter().flat_map(|entry| entry.mean.iter().zip(&entry.std));
         let eps = self.noise.normals(Purpose::Latents, number, count);
@@ -289,9 +291,9 @@ impl<'a> LatentCache<'a> {
 }
 
 /// Channels, height and width of a picture's latents.
-fn latent_dims(learner: &Learner, resolution_px: u32) -> [usize; 3] {
+fn latent_dims(learner: &Learner, resolution_px: u32) -> Result<[usize; 3], TrainError> {
     let side = resolution_px as usize / LATENT_PX;
-    [learner.vae.config().latent_channels, side, side]
+    Ok([learner.networks.plan().vae(Part::Vae)?.latent_channels, side, side])
 }
 
 /// Number of a showing of an item, for its frame: instances are even, class images odd. Items of later epochs count on
@@ -301,8 +303,7 @@ fn showing(item: u64, parity: u64) -> u64 {
 }
 
 /// Encodes a picture whenever it is asked for.
-struct Live<'a> {
-    learner: &'a Learner,
+struct Live {
     framing: Framing,
     reading: Reading,
     noise: Noise,
@@ -310,13 +311,13 @@ struct Live<'a> {
     sources: Vec<(PathBuf, usize)>,
 }
 
-impl Live<'_> {
-    fn encode(&self, source: usize, showing: u64) -> Result<Entry, TrainError> {
+impl Live {
+    fn encode(&self, source: usize, showing: u64, learner: &mut Learner) -> Result<Entry, TrainError> {
         let (path, tokens) = &self.sources[source];
         let photo = dataset::read_photo(path, self.reading)?;
         let frame = self.framing.choose(photo.rgb.dimensions(), &self.noise, showing);
         let mut encoder = Encoder {
-            learner: self.learner,
+            learner,
             resolution_px: self.framing.resolution_px,
             entries: Vec::new(),
         };
@@ -326,7 +327,7 @@ impl Live<'_> {
 }
 
 struct Encoder<'a> {
-    learner: &'a Learner,
+    learner: &'a mut Learner,
     resolution_px: u32,
     entries: Vec<Entry>,
 }
@@ -338,12 +339,12 @@ impl Encoder<'_> {
         for some in frames.chunks(ENCODE_ROWS) {
             let images: Result<Vec<Tensor>, _> = some
                 .iter()
-                .map(|frame| dataset::to_tensor(&dataset::cut(rgb, self.resolution_px, *frame), self.learner.device()))
+                .map(|frame| dataset::to_tensor(&dataset::cut(rgb, self.resolution_px, *frame)))
                 .collect();
-            let moments = self.learner.vae.encode(&Tensor::stack(&images?, 0)?)?;
+            let moments = self.learner.networks.encode(&Tensor::stack(&images?, 0)?)?;
             let std = moments.std()?;
             for row in 0..some.len() {
-                let own = |t: &Tensor| t.i(row)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+                let own = |t: &Tensor| values(&t.i(row)?);
                 self.entries.push(Entry {
                     mean: own(&moments.mean)?,
                     std: own(&std)?,
@@ -363,11 +364,11 @@ struct Tokens {
 }
 
 impl Tokens {
-    fn of(&mut self, prompt: &str, learner: &Learner, noticed: &mut Noticed) -> Result<usize, TrainError> {
+    fn of(&mut self, prompt: &str, tokenizer: &Tokenizer, noticed: &mut Noticed) -> Result<usize, TrainError> {
         if let Some(index) = self.known.get(prompt) {
             return Ok(*index);
         }
-        let ids = learner.tokenizer.encode(prompt, true)?;
+        let ids = tokenizer.encode(prompt, true)?;
         noticed.cut_prompts.extend(ids.cut.clone());
         self.ids.push(ids);
         self.known.insert(prompt.to_owned(), self.ids.len() - 1);

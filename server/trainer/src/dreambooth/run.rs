@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use app::background::AlphaBackground;
 use app::event::{EventKind, Phase};
 use app::recipe::{Precision, Recipe};
-use candle_core::Device;
 use sha2::{Digest, Sha256};
 
 use super::error::TrainError;
 use super::export::TutorialFolders;
 use super::latents::{Noticed, Pictures};
+use super::learner::Learner;
 use super::state::{self, TrainingState};
 use super::stop::Stop;
 use crate::dataset::{self, DatasetError, Reading, Stray};
-use crate::device;
+use crate::device::{self, Device};
 use crate::events::EventLog;
 use crate::tokenizer::Tokenizer;
 
@@ -78,7 +78,7 @@ impl Run {
         let rewound_to = resume.as_ref().map(|resume| resume.step);
         self.emit(EventKind::Started {
             trainer: device::build().into(),
-            device: device::describe(&self.device).name,
+            device: self.device.describe().name,
             rewound_to: rewound_to.or_else(|| self.log.continues().then_some(0)),
         })?;
         match (&resume, &self.recipe.resume_from_checkpoint) {
@@ -136,19 +136,6 @@ impl Run {
                 "the CPU trains in full precision whatever mixed_precision says".into(),
             )?;
         }
-        let kept = [
-            (
-                recipe.use_8bit_adam,
-                "use_8bit_adam has no effect yet: moments are kept in 32 bits",
-            ),
-            (
-                recipe.gradient_checkpointing,
-                "gradient_checkpointing has no effect yet: activations are kept",
-            ),
-        ];
-        for (_, sentence) in kept.into_iter().filter(|(asked, _)| *asked) {
-            self.warn("no_effect", format!("{sentence}, which takes more memory"))?;
-        }
         Ok(())
     }
 
@@ -156,7 +143,6 @@ impl Run {
     pub(super) fn precision(&self) -> Precision {
         match self.device {
             Device::Cpu => Precision::No,
-            _ => self.recipe.mixed_precision,
         }
     }
 
@@ -234,11 +220,12 @@ impl Run {
         )
     }
 
-    pub(super) fn tell_plan(&self, state: &TrainingState, pictures: &Pictures) -> Result<(), TrainError> {
+    pub(super) fn tell_plan(&self, learner: &Learner, pictures: &Pictures) -> Result<(), TrainError> {
+        let trained = learner.networks.trained();
         self.emit(EventKind::Plan {
             steps: self.recipe.max_train_steps,
-            trained_parameters: state.vars.values().map(|v| v.elem_count() as u64).sum(),
-            trained_tensors: state.vars.len() as u32,
+            trained_parameters: trained.iter().map(|(_, param)| param.len() as u64).sum(),
+            trained_tensors: trained.len() as u32,
             photos: pictures.photos() as u32,
             class_images: pictures.class_images() as u32,
             micro_batches_per_step: self.recipe.micro_batches_per_step(),
@@ -266,8 +253,8 @@ impl Run {
     }
 
     /// Puts the state on disk, then says so.
-    pub(super) fn save_state(&self, state: &TrainingState) -> Result<(), TrainError> {
-        state.save(&self.folder, &self.recipe_sha256())?;
+    pub(super) fn save_state(&self, learner: &mut Learner, state: &TrainingState) -> Result<(), TrainError> {
+        state.save(&mut learner.networks, &self.folder, &self.recipe_sha256())?;
         if let Some(limit) = self.recipe.checkpoints_total_limit {
             state::keep(&self.folder, state.step, limit as usize)?;
         }

@@ -208,7 +208,7 @@ pub enum Op {
         y: ValueId,
         stats: ValueId,
     },
-    /// `ds = rstd * (w dz - (sum w dz + n sum w dz n) / m)`, `dx = ds + plus`. `dshift` F32 or Activation `[rows, channels]`: sums of
+    /// `ds = rstd * (w dz - (sum w dz + n sum w dz n) / m)`, `dx = ds + plus`. `dshift` of the kind of `shift.rows` `[rows, channels]`: sums of
     /// `ds` over pixels, wanted when `shift.rows` needs a gradient. Gradients of `w`, `b` and `shift.channels` where trained.
     GroupNormGrad {
         dy: ValueId,
@@ -332,7 +332,7 @@ pub enum Op {
     },
 
     /// `losses[row]` = mean of `(predicted - target)^2` over the row; `dpredicted = scale * weights[row] * d losses[row]`.
-    /// `target` F32 like `predicted`, `weights` F32 `[rows]`, `scale` F32 `[1]` (the loss scale), `losses` F32 `[rows]`. All in f32.
+    /// `predicted` and `dpredicted` are of one kind, `target` F32 of the same dimensions, `weights` F32 `[rows]`, `scale` F32 `[1]` (the loss scale), `losses` F32 `[rows]`. All in f32.
     Mse {
         predicted: ValueId,
         target: ValueId,
@@ -357,6 +357,32 @@ pub struct Program {
 impl Program {
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0 as usize]
+    }
+
+    pub fn push_value(&mut self, dims: Vec<usize>, kind: Kind) -> ValueId {
+        self.values.push(Value {
+            dims,
+            kind,
+            view_of: None,
+        });
+        ValueId(self.values.len() as u32 - 1)
+    }
+
+    /// The memory of `id` under other dimensions: `id` itself where it has them already.
+    pub fn view(&mut self, id: ValueId, dims: &[usize]) -> ValueId {
+        if self.value(id).dims == dims {
+            return id;
+        }
+        let (root, kind) = (self.root(id), self.value(id).kind);
+        if self.value(root).dims == dims {
+            return root;
+        }
+        self.values.push(Value {
+            dims: dims.to_vec(),
+            kind,
+            view_of: Some(root),
+        });
+        ValueId(self.values.len() as u32 - 1)
     }
 
     /// The value whose memory this one lies in.

@@ -1,4 +1,18 @@
 //! Networks as lists of instructions, and the devices that run them.
 
+pub mod adapter;
+pub mod autodiff;
+pub mod builder;
+pub mod cpu;
 pub mod ir;
+pub mod layout;
+pub mod nets;
+pub mod operands;
+pub mod optim;
+pub mod plan;
+pub mod reference;
 pub mod session;
+pub mod verify;
+
+#[cfg(test)]
+mod testing;

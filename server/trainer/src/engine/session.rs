@@ -16,6 +16,8 @@ pub enum EngineError {
         wanted_bytes: u64,
         free_bytes: u64,
     },
+    #[error("the program is not a sound one")]
+    Program(#[from] super::verify::ProgramError),
     /// Whatever the device's libraries answer, with what was asked of them.
     #[error("{what}: {why}")]
     Device { what: String, why: String },
@@ -85,7 +87,8 @@ pub trait Session: Send {
 
     fn write(&mut self, program: ProgramId, input: &str, data: Data) -> Result<()>;
     fn run(&mut self, program: ProgramId) -> Result<()>;
-    /// Runs `program`, then updates from the gradients it left. On a GPU one captured graph.
+    /// Runs `program`, then updates from the gradients that it and those before it left since the last update. On a GPU
+    /// one captured graph.
     fn run_and_update(&mut self, program: ProgramId, update: &Update) -> Result<Updated>;
     /// In f32, row-major.
     fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>>;

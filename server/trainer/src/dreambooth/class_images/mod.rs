@@ -39,7 +39,7 @@ const FLAT_LEVELS: u8 = 4;
 ///
 /// # Errors
 /// When the model draws nothing usable, or a folder cannot be written.
-pub fn fill(run: &Run, learner: &Learner, model: &str, side_px: u32) -> Result<ControlFlow<()>, TrainError> {
+pub fn fill(run: &Run, learner: &mut Learner, model: &str, side_px: u32) -> Result<ControlFlow<()>, TrainError> {
     let Some(prior) = &run.recipe.prior else {
         return Ok(ControlFlow::Continue(()));
     };
@@ -73,7 +73,7 @@ pub fn fill(run: &Run, learner: &Learner, model: &str, side_px: u32) -> Result<C
 
 struct ConceptImages<'a> {
     run: &'a Run,
-    learner: &'a Learner,
+    learner: &'a mut Learner,
     /// Of the concept.
     index: usize,
     /// How many concepts before it have its class prompt.
@@ -185,18 +185,19 @@ impl ConceptImages<'_> {
     }
 
     /// One picture a number. `None` when asked to stop.
-    fn draw(&self, request: &SampleRequest, numbers: &[u64]) -> Result<Option<Vec<Picture>>, TrainError> {
+    fn draw(&mut self, request: &SampleRequest, numbers: &[u64]) -> Result<Option<Vec<Picture>>, TrainError> {
+        let run = self.run;
         let draw = |wanted: &[(u64, u64)]| {
             let seeds: Vec<u64> = wanted
                 .iter()
                 .map(|(number, attempt)| self.seed(*number, *attempt))
                 .collect();
-            let mut progress = |_done: usize, _of: usize| self.run.go_on();
+            let mut progress = |_done: usize, _of: usize| run.go_on();
             Ok(self.learner.pipeline().draw(request, &seeds, &mut progress)?)
         };
         let tell = |number: u64, fault: &str| {
             let message = format!("class image {number} {fault}; it is drawn again with another seed");
-            self.run.warn("class_image_again", message)
+            run.warn("class_image_again", message)
         };
         match draw_until_good(numbers, draw, tell)? {
             Drawn::Stopped => Ok(None),
@@ -237,7 +238,7 @@ enum Drawn {
 /// Draws (number, attempt) pairs until each number has a usable picture.
 fn draw_until_good(
     numbers: &[u64],
-    draw: impl Fn(&[(u64, u64)]) -> Result<Option<Vec<Picture>>, TrainError>,
+    mut draw: impl FnMut(&[(u64, u64)]) -> Result<Option<Vec<Picture>>, TrainError>,
     tell: impl Fn(u64, &str) -> Result<(), TrainError>,
 ) -> Result<Drawn, TrainError> {
     let mut good: Vec<Option<Picture>> = numbers.iter().map(|_| None).collect();

@@ -1,0 +1,398 @@
+//! The networks of a model on a device: what the rest of the trainer asks for, in candle's tensors with channels
+//! first. Programs are written and compiled when a shape is first asked for.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::error::Result;
+use super::programs::{Map, Part, Plan, Task};
+use super::unet::sinusoids;
+use super::vae::LatentDistribution;
+use crate::engine::adapter::{is_of_adapter, pairs};
+use crate::engine::ir::{Param, ParamId, ParamTable};
+use crate::engine::layout::{channels_first, channels_last, checkpoint_dims};
+use crate::engine::session::{Data, ProgramId, Session, Update, Updated};
+use crate::formats::{Lora, LowRank};
+use crate::models::config::VaeConfig;
+use crate::models::params::{ParamError, Weights, is_not_a_weight};
+
+/// What one step of training reads. Maps lie channels first.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// Channels, height and width of a row.
+    pub dims: [usize; 3],
+    /// `[rows, c, h, w]`, and so `target`.
+    pub noisy: &'a [f32],
+    pub timesteps: &'a [f32],
+    pub prompts: Prompts<'a>,
+    pub target: &'a [f32],
+    /// Of each row's mean squared error in the loss.
+    pub weights: &'a [f32],
+    pub loss_scale: f64,
+    /// Gradients are added to those of the step before.
+    pub accumulate: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Prompts<'a> {
+    /// Token ids `[rows, tokens]`, for a text encoder that learns.
+    Ids(&'a [u32]),
+    /// The states of one that does not, `[rows, tokens, width]`.
+    States(&'a Tensor),
+}
+
+/// What a step of training tells.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// Mean squared error of each row.
+    pub losses: Vec<f32>,
+    pub updated: Option<Updated>,
+}
+
+pub struct Networks {
+    session: Box<dyn Session>,
+    plan: Plan,
+    programs: BTreeMap<Task, ProgramId>,
+}
+
+impl Networks {
+    /// `session` holds the weights of `plan.params()`.
+    pub fn new(plan: Plan, session: Box<dyn Session>) -> Self {
+        Self {
+            session,
+            plan,
+            programs: BTreeMap::new(),
+        }
+    }
+
+    pub fn session(&mut self) -> &mut dyn Session {
+        &mut *self.session
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn params(&self) -> &ParamTable {
+        self.session.params()
+    }
+
+    /// The weights that training changes.
+    pub fn trained(&self) -> Vec<(ParamId, Param)> {
+        let all = self.params().params.iter().zip(0..);
+        let trained = all.filter(|(param, _)| param.trained);
+        trained.map(|(param, id)| (ParamId(id), param.clone())).collect()
+    }
+
+    /// Takes over a network's weights, by diffusers' paths. Strict: a name that is passed over would leave a layer as
+    /// it was and say nothing.
+    ///
+    /// # Errors
+    /// When one is missing, has another shape, or belongs to no layer.
+    pub fn load(&mut self, part: Part, weights: &Weights) -> Result<()> {
+        let prefix = format!("{}.", part.prefix());
+        let mut unread: BTreeMap<&String, &Tensor> =
+            (weights.iter()).filter(|(path, _)| !is_not_a_weight(path)).collect();
+        for index in 0..self.params().params.len() {
+            let id = ParamId(index as u32);
+            let param = self.params().get(id).clone();
+            let Some(path) = path_in(&prefix, &param) else {
+                continue;
+            };
+            let Some(tensor) = unread.remove(&path) else {
+                return Err(ParamError::Missing { path }.into());
+            };
+            let expected = checkpoint_dims(&param.dims);
+            if tensor.dims() != expected {
+                let got = tensor.dims().to_vec();
+                return Err(ParamError::Shape { path, expected, got }.into());
+            }
+            let values = values(tensor).map_err(|source| ParamError::Tensor { path, source })?;
+            self.session.set_weight(id, &weight_to_engine(&values, &expected))?;
+        }
+        // The eye has no way up, and a VAE that only decodes has no encoder.
+        let in_part = matches!(part, Part::Eye | Part::OtherVae);
+        if unread.is_empty() || in_part {
+            return Ok(());
+        }
+        let paths = unread.into_keys().cloned().collect();
+        Err(ParamError::Unused { paths }.into())
+    }
+
+    /// Gives adapters their first values. Needed once, where the plan has any and no state is restored.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn start_adapters(&mut self, seed: u64) -> Result<()> {
+        match self.plan.adapter {
+            Some(adapter) => Ok(adapter.start(&mut *self.session, seed)?),
+            None => Ok(()),
+        }
+    }
+
+    /// What the adapters add to the networks now; `None` where the plan has none.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn lora(&mut self) -> Result<Option<Lora>> {
+        let Some(adapter) = self.plan.adapter else {
+            return Ok(None);
+        };
+        let mut lora = Lora::default();
+        for (layer, pair) in pairs(self.params()) {
+            let low_rank = LowRank {
+                down: self.weight(pair.down)?,
+                up: self.weight(pair.up)?,
+                alpha: adapter.alpha,
+            };
+            lora.layers.insert(layer, low_rank);
+        }
+        Ok(Some(lora))
+    }
+
+    /// As a checkpoint has it.
+    fn weight(&mut self, id: ParamId) -> Result<Tensor> {
+        let dims = checkpoint_dims(&self.params().get(id).dims);
+        Ok(weight_from_engine(self.session.weight(id)?, &dims)?)
+    }
+
+    /// A network's own weights as they are now, without what adapters add to them, by diffusers' paths.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn weights(&mut self, part: Part) -> Result<Weights> {
+        let prefix = format!("{}.", part.prefix());
+        let mut weights = Weights::new();
+        for index in 0..self.params().params.len() {
+            let id = ParamId(index as u32);
+            let param = self.params().get(id);
+            let Some(path) = path_in(&prefix, param) else {
+                continue;
+            };
+            weights.insert(path, self.weight(id)?);
+        }
+        Ok(weights)
+    }
+
+    fn program(&mut self, task: Task) -> Result<ProgramId> {
+        if let Some(&id) = self.programs.get(&task) {
+            return Ok(id);
+        }
+        let mut table = self.session.params().clone();
+        let program = self.plan.program(task, &mut table)?;
+        let id = self.session.compile(program)?;
+        self.programs.insert(task, id);
+        Ok(id)
+    }
+
+    /// `ids` `[rows, tokens]` to `[rows, tokens, width]`; `clip_skip` counts from 1, which takes the last layer.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn text(&mut self, ids: &[u32], rows: usize, clip_skip: usize) -> Result<Tensor> {
+        let (tokens, clip_skip) = (ids.len() / rows.max(1), clip_skip.max(1));
+        let width = self.plan.text_encoder()?.hidden_size;
+        let program = self.program(Task::Text {
+            rows,
+            tokens,
+            clip_skip,
+        })?;
+        self.session.write(program, "ids", Data::Ids(ids))?;
+        self.session.run(program)?;
+        let states = self.session.read(program, "output")?;
+        Ok(Tensor::from_vec(states, (rows, tokens, width), &Device::Cpu)?)
+    }
+
+    /// The U-Net's prediction for `latents` `[rows, 4, h, w]` at a timestep a row (fractional ones too), given
+    /// `context` `[rows, tokens, width]`.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn predict(&mut self, latents: &Tensor, timesteps: &[f32], context: &Tensor) -> Result<Tensor> {
+        let (map, tokens) = (Map::of(latents)?, context.dim(1)?);
+        let program = self.program(Task::Predict { map, tokens })?;
+        self.run_unet(program, latents, timesteps, context)?;
+        self.read_map(program, "output", map)
+    }
+
+    /// What the eye makes of `latents` at its deepest level, averaged over pixels: `[rows, width]`.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn look(&mut self, latents: &Tensor, timesteps: &[f32], context: &Tensor) -> Result<Tensor> {
+        let (map, tokens) = (Map::of(latents)?, context.dim(1)?);
+        let program = self.program(Task::Middle { map, tokens })?;
+        self.run_unet(program, latents, timesteps, context)?;
+        let features = self.session.read(program, "output")?;
+        let width = self.plan.unet()?.block_out_channels.last().copied().unwrap_or(1);
+        let pixels = features.len() / map.rows / width;
+        Ok(Tensor::from_vec(features, (map.rows, pixels, width), &Device::Cpu)?.mean(1)?)
+    }
+
+    fn run_unet(&mut self, program: ProgramId, latents: &Tensor, timesteps: &[f32], context: &Tensor) -> Result<()> {
+        let [channels, height, width] = row_dims(latents)?;
+        self.write_map(program, "latents", &values(latents)?, [channels, height, width])?;
+        self.write_time(program, timesteps)?;
+        self.session.write(program, "context", Data::F32(&values(context)?))?;
+        Ok(self.session.run(program)?)
+    }
+
+    /// `images` `[rows, 3, h, w]` in -1 to 1.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn encode(&mut self, images: &Tensor) -> Result<LatentDistribution> {
+        let map = Map::of(images)?;
+        let program = self.program(Task::Encode { map })?;
+        self.write_map(program, "images", &values(images)?, row_dims(images)?)?;
+        self.session.run(program)?;
+        let latents = map.smaller(scale(self.plan.vae(Part::Vae)?));
+        Ok(LatentDistribution::new(&self.read_map(program, "output", latents)?)?)
+    }
+
+    /// `z` `[rows, 4, h, w]`, already divided by the scaling factor, to `[rows, 3, 8 h, 8 w]` around -1 to 1, with the
+    /// other VAE where there is one.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn decode(&mut self, z: &Tensor) -> Result<Tensor> {
+        let (part, map) = (self.plan.decoder(), Map::of(z)?);
+        let program = self.program(Task::Decode { part, map })?;
+        self.write_map(program, "z", &values(z)?, row_dims(z)?)?;
+        self.session.run(program)?;
+        let images = map.larger(scale(self.plan.vae(part)?));
+        self.read_map(program, "output", images)
+    }
+
+    /// Gradients of the decoder's weights, and of `z`, from that of [`Self::decode`]'s answer.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn decode_backward(&mut self, z: &Tensor, doutput: &Tensor) -> Result<Tensor> {
+        let map = Map::of(z)?;
+        let program = self.program(Task::DecodeGrad { map })?;
+        self.write_map(program, "z", &values(z)?, row_dims(z)?)?;
+        self.write_map(program, "d output", &values(doutput)?, row_dims(doutput)?)?;
+        self.session.run(program)?;
+        self.read_map(program, "d z", map)
+    }
+
+    /// Gradients of the encoder's weights, from those of its means and log-variances `[rows, 8, h / 8, w / 8]`, and an
+    /// update of all weights that got gradients since the last one.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn encode_backward(&mut self, images: &Tensor, dmoments: &Tensor, update: &Update) -> Result<Updated> {
+        let program = self.program(Task::EncodeGrad { map: Map::of(images)? })?;
+        self.write_map(program, "images", &values(images)?, row_dims(images)?)?;
+        self.write_map(program, "d output", &values(dmoments)?, row_dims(dmoments)?)?;
+        Ok(self.session.run_and_update(program, update)?)
+    }
+
+    /// Loss and gradients of one micro-batch, and with `update` the change of the weights. The mean squared error of
+    /// each row comes back.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn train(&mut self, step: &Step, update: Option<&Update>) -> Result<Trained> {
+        let (rows, [_, height, width]) = (step.timesteps.len(), step.dims);
+        let tokens = match step.prompts {
+            Prompts::Ids(ids) => ids.len() / rows.max(1),
+            Prompts::States(states) => states.dim(1)?,
+        };
+        let program = self.program(Task::Train {
+            map: Map { rows, height, width },
+            tokens,
+            learns_text: matches!(step.prompts, Prompts::Ids(_)),
+            accumulate: step.accumulate,
+        })?;
+        match step.prompts {
+            Prompts::Ids(ids) => self.session.write(program, "ids", Data::Ids(ids))?,
+            Prompts::States(states) => self.session.write(program, "context", Data::F32(&values(states)?))?,
+        }
+        self.write_map(program, "latents", step.noisy, step.dims)?;
+        self.write_time(program, step.timesteps)?;
+        self.write_map(program, "target", step.target, step.dims)?;
+        self.session.write(program, "weights", Data::F32(step.weights))?;
+        let scale = step.loss_scale as f32;
+        self.session.write(program, "scale", Data::F32(&[scale]))?;
+        let updated = match update {
+            Some(update) => Some(self.session.run_and_update(program, update)?),
+            None => {
+                self.session.run(program)?;
+                None
+            }
+        };
+        let losses = self.session.read(program, "losses")?;
+        Ok(Trained { losses, updated })
+    }
+
+    fn write_time(&mut self, program: ProgramId, timesteps: &[f32]) -> Result<()> {
+        let time = sinusoids(self.plan.unet()?, timesteps);
+        Ok(self.session.write(program, "time", Data::F32(&time))?)
+    }
+
+    fn write_map(
+        &mut self,
+        program: ProgramId,
+        input: &str,
+        values: &[f32],
+        [channels, height, width]: [usize; 3],
+    ) -> Result<()> {
+        let values = channels_last(values, channels, height * width);
+        Ok(self.session.write(program, input, Data::F32(&values))?)
+    }
+
+    fn read_map(&mut self, program: ProgramId, output: &str, map: Map) -> Result<Tensor> {
+        let values = self.session.read(program, output)?;
+        let pixels = map.height * map.width;
+        let channels = values.len() / (map.rows * pixels);
+        let values = channels_first(&values, channels, pixels);
+        let dims = (map.rows, channels, map.height, map.width);
+        Ok(Tensor::from_vec(values, dims, &Device::Cpu)?)
+    }
+}
+
+/// How much smaller latents are than images, each way.
+fn scale(vae: &VaeConfig) -> usize {
+    1 << vae.block_out_channels.len().saturating_sub(1)
+}
+
+fn row_dims(map: &Tensor) -> Result<[usize; 3]> {
+    let (_, channels, height, width) = map.dims4()?;
+    Ok([channels, height, width])
+}
+
+/// A weight's path in the network of `prefix`, if it is one of its own.
+fn path_in(prefix: &str, param: &Param) -> Option<String> {
+    let path = param.name.strip_prefix(prefix)?;
+    (!is_of_adapter(&param.name)).then(|| path.to_string())
+}
+
+/// In f32, row-major.
+///
+/// # Errors
+/// When the tensor cannot be read.
+pub fn values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F32)?
+        .flatten_all()?
+        .to_vec1()
+}
+
+fn weight_to_engine(values: &[f32], checkpoint: &[usize]) -> Vec<f32> {
+    match *checkpoint {
+        [_, inputs, height, width] => channels_last(values, inputs, height * width),
+        _ => values.to_vec(),
+    }
+}
+
+fn weight_from_engine(values: Vec<f32>, checkpoint: &[usize]) -> candle_core::Result<Tensor> {
+    let values = match *checkpoint {
+        [_, inputs, height, width] => channels_first(&values, inputs, height * width),
+        _ => values,
+    };
+    Tensor::from_vec(values, checkpoint, &Device::Cpu)
+}
