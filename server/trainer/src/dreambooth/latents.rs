@@ -200,7 +200,8 @@ impl LatentCache {
             order: Order {
                 items: length,
                 batch_size: recipe.train_batch_size as usize,
-                frozen: recipe.strict_tutorial && !recipe.not_cache_latents,
+                // Batches of one item are the same either way.
+                frozen: recipe.strict_tutorial && !recipe.not_cache_latents && recipe.train_batch_size > 1,
                 noise,
             },
             tokens: tokens.ids,
