@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_core::{DType, IndexOp, Tensor};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use trainer::device::Device;
 use trainer::dreambooth::batch::{Draw, Objective};
 use trainer::dreambooth::learner::{Learner, Learning};
 use trainer::engine::nets::networks::{Prompts, Step as TrainingStep};
