@@ -51,7 +51,7 @@ pub fn run(args: &JobArgs) -> anyhow::Result<ExitCode> {
         class_image_cache: args.class_image_cache.clone(),
     };
     // A fault of ours must end the job, not leave it without a last word.
-    match catch_unwind(AssertUnwindSafe(|| dreambooth::train(&run))) {
+    match catch_unwind(AssertUnwindSafe(|| dreambooth::train(&run).map_err(Box::new))) {
         Ok(Ok(ended)) => Ok(status(ended)),
         Ok(Err(error)) => Ok(failed(&run.log, error.failure())),
         Err(_panic) => {
