@@ -3,6 +3,7 @@
 pub mod autodiff;
 pub mod builder;
 pub mod cpu;
+pub mod cuda;
 pub mod ir;
 pub mod nets;
 pub mod operands;

@@ -1,0 +1,3 @@
+//! The engine on an NVIDIA GPU.
+
+pub mod call;
