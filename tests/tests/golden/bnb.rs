@@ -39,7 +39,10 @@ fn ulps(got: &[f32], want: &[f32]) -> f64 {
 fn tables_and_coding_are_those_of_bitsandbytes() {
     let golden = load("bnb/bnb.safetensors");
     let mut table = Table::new("bitsandbytes: code tables and coding");
-    for (code, map, of) in [(Code::signed(), "qmap_signed", "x"), (Code::unsigned(), "qmap_unsigned", "y")] {
+    for (code, map, of) in [
+        (Code::signed(), "qmap_signed", "x"),
+        (Code::unsigned(), "qmap_unsigned", "y"),
+    ] {
         table.check(format!("{map}, ulp"), ulps(code.values(), &f32s(&golden, map)), 1.);
         let values = f32s(&golden, &format!("quant.{of}"));
         let want = codes_of(&golden[&format!("quant.{of}_codes")]);
@@ -156,7 +159,10 @@ fn gradient(golden: &Tensors, number: u64) -> Vec<f32> {
     let at = number as usize - 1;
     let (which, exponent) = (values(&golden["traj.which"])[at], values(&golden["traj.exponent"])[at]);
     let base = golden["traj.grad_base"].get(which as usize).unwrap();
-    values(&base).into_iter().map(|g| (g * exponent.exp2()) as f32).collect()
+    values(&base)
+        .into_iter()
+        .map(|g| (g * exponent.exp2()) as f32)
+        .collect()
 }
 
 #[test]
@@ -164,7 +170,11 @@ fn one_update_from_a_stored_state() {
     let golden = load("bnb/bnb.safetensors");
     let codes = Codes::default();
     let mut table = Table::new("bitsandbytes: one update");
-    for (from, number) in [(State::start(&golden), 1), (State::stored(&golden, 1), 2), (State::stored(&golden, 10), 11)] {
+    for (from, number) in [
+        (State::start(&golden), 1),
+        (State::stored(&golden, 1), 2),
+        (State::stored(&golden, 10), 11),
+    ] {
         let mut state = from;
         state.update(number, &gradient(&golden, number), &codes);
         let difference = state.compare(&State::stored(&golden, number));

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, DType, Device, IndexOp, Tensor};
+use candle_core::{D, DType, IndexOp, Tensor};
 use serde::Deserialize;
-use trainer::models::{
-    ModelConfig, parameter_shapes, params::Params, probe::Probe, text_encoder::ClipTextModel,
-    unet::UNet2DConditionModel, vae::AutoencoderKl,
-};
+use trainer::engine::builder::Scope;
+use trainer::engine::ir::{Group, Kind};
+use trainer::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
+use trainer::engine::nets::networks::{Networks, Part, Plan};
+use trainer::engine::nets::text_encoder::{pooled, text_encoder};
+use trainer::engine::nets::unet::{UNetInputs, sinusoids, unet};
+use trainer::engine::nets::vae;
+use trainer::models::{ModelConfig, parameter_shapes};
 
+use super::engine::{Given, networks, probed};
 use super::support::{Table, Tensors, json, load, relmax, relmax_named};
 
 const TEXT_TOLERANCE: f64 = 1e-5;
@@ -27,84 +32,111 @@ fn vae_weights() -> Tensors {
     load("tiny-sd/vae/diffusion_pytorch_model.safetensors")
 }
 
-fn frozen(weights: &Tensors) -> Params {
-    Params::frozen(weights, DType::F32, &Device::Cpu).unwrap()
+fn text_config() -> TextEncoderConfig {
+    json("tiny-sd/text_encoder/config.json")
 }
 
-fn text_encoder(weights: &Tensors) -> ClipTextModel {
-    let params = frozen(weights);
-    let model = ClipTextModel::new(&json("tiny-sd/text_encoder/config.json"), &params).unwrap();
-    params.finish().unwrap();
-    model
+fn unet_config() -> UNetConfig {
+    json("tiny-sd/unet/config.json")
 }
 
-fn unet(weights: &Tensors) -> UNet2DConditionModel {
-    let params = frozen(weights);
-    let model = UNet2DConditionModel::new(&json("tiny-sd/unet/config.json"), &params).unwrap();
-    params.finish().unwrap();
-    model
+fn vae_config() -> VaeConfig {
+    json("tiny-sd/vae/config.json")
 }
 
-fn vae(weights: &Tensors) -> AutoencoderKl {
-    let params = frozen(weights);
-    let model = AutoencoderKl::new(&json("tiny-sd/vae/config.json"), &params).unwrap();
-    params.finish().unwrap();
-    model
+fn text_only(weights: &Tensors) -> Networks {
+    let plan = Plan {
+        text_encoder: Some(text_config()),
+        ..Plan::default()
+    };
+    networks(plan, &[(Part::TextEncoder, weights)])
 }
 
-fn timesteps(values: &[f32]) -> Tensor {
-    Tensor::new(values, &Device::Cpu).unwrap()
+/// The U-Net, and an eye with the same weights.
+fn unet_only(weights: &Tensors) -> Networks {
+    let plan = Plan {
+        unet: Some(unet_config()),
+        eye: true,
+        ..Plan::default()
+    };
+    networks(plan, &[(Part::UNet, weights), (Part::Eye, weights)])
+}
+
+fn vae_only(weights: &Tensors) -> Networks {
+    let plan = Plan {
+        vae: Some(vae_config()),
+        ..Plan::default()
+    };
+    networks(plan, &[(Part::Vae, weights)])
 }
 
 #[test]
 fn text_encoder_gives_the_reference_states() {
-    let (golden, model) = (
-        load("forward/text_encoder.safetensors"),
-        text_encoder(&text_encoder_weights()),
-    );
+    let golden = load("forward/text_encoder.safetensors");
+    let mut model = text_only(&text_encoder_weights());
     let ids = golden["input_ids"].to_dtype(DType::U32).unwrap();
     let short = golden["short_input_ids"].to_dtype(DType::U32).unwrap();
-    let states = model.forward(&ids).unwrap();
+    let states = model.text(&ids, 1).unwrap();
 
     let mut table = Table::new("text encoder");
     let mut check = |name: &str, got: &Tensor| table.check(name, relmax(got, &golden[name]), TEXT_TOLERANCE);
     check("last_hidden_state", &states);
-    check("clip_skip2", &model.forward_clip_skip(&ids, 2).unwrap());
-    check("pooler_output", &model.pooled(&states, &ids, END_ID).unwrap());
-    check("short_last_hidden_state", &model.forward(&short).unwrap());
-    let mut observe = |name: &str, got: &Tensor| check(name, &got.i(..1).unwrap());
-    model.forward_probed(&ids, 1, Probe::new(&mut observe)).unwrap();
+    check("clip_skip2", &model.text(&ids, 2).unwrap());
+    check("pooler_output", &pooled(&states, &ids, END_ID).unwrap());
+    check("short_last_hidden_state", &model.text(&short, 1).unwrap());
+    let ids = ids.i(..1).unwrap();
+    let seen = probed(&text_encoder_weights(), "text_encoder.", |b| {
+        let input = b.input("ids", ids.dims(), Kind::Ids);
+        let scope = Scope::new("text_encoder", Group::TextEncoder, false);
+        text_encoder(b, &text_config(), input, 1, &scope).unwrap();
+        BTreeMap::from([("ids", Given::Ids(&ids))])
+    });
+    for layer in 0..=text_config().num_hidden_layers {
+        let name = format!("hidden_states.{layer}");
+        check(&name, &seen[&format!("text_encoder.text_model.{name}")]);
+    }
     table.finish();
 }
 
 #[test]
 fn vae_gives_the_reference_moments_and_pictures() {
-    let (golden, model) = (load("forward/vae.safetensors"), vae(&vae_weights()));
+    let golden = load("forward/vae.safetensors");
+    let mut model = vae_only(&vae_weights());
     let mut table = Table::new("vae");
     for case in ["sq", "wide"] {
-        let mut seen: BTreeMap<String, Tensor> = BTreeMap::new();
-        let mut observe = |name: &str, got: &Tensor| drop(seen.insert(name.to_string(), got.clone()));
         let golden_of = |name: &str| &golden[&format!("{case}.{name}")];
-        let latents = model
-            .encode_probed(golden_of("image"), Probe::new(&mut observe))
-            .unwrap();
+        let latents = model.encode(golden_of("image")).unwrap();
         let sample = latents.sample_with(golden_of("eps")).unwrap();
-        let decoded = model.decode_probed(golden_of("z"), Probe::new(&mut observe)).unwrap();
+        let decoded = model.decode(golden_of("z")).unwrap();
         let outputs = [
             ("mean", &latents.mean),
             ("logvar", &latents.logvar),
             ("std", &latents.std().unwrap()),
             ("sample", &sample),
-            ("latents", &(&sample * model.config().scaling_factor).unwrap()),
+            ("latents", &(&sample * vae_config().scaling_factor).unwrap()),
             ("decoded", &decoded),
         ];
         for (name, got) in outputs {
             let name = format!("{case}.{name}");
             table.check(&name, relmax(got, &golden[&name]), TOLERANCE);
         }
+        let seen = probed(&vae_weights(), "vae.", |b| {
+            let scope = Scope::new("vae", Group::Vae, false);
+            let given = [("image", golden_of("image")), ("z", golden_of("z"))].map(|(name, map)| {
+                let (rows, channels, height, width) = map.dims4().unwrap();
+                let input = b.input(name, &[rows, height, width, channels], Kind::Activation);
+                match name {
+                    "image" => vae::encode(b, &vae_config(), input, &scope),
+                    _ => vae::decode(b, &vae_config(), input, &scope),
+                }
+                .unwrap();
+                (name, Given::Map(map))
+            });
+            BTreeMap::from(given)
+        });
         for name in activations(&golden, &format!("{case}.act.")) {
             let full = format!("{case}.act.{name}");
-            table.check(&full, relmax_named(&seen[&name], &golden, &full), TOLERANCE);
+            table.check(&full, relmax_named(&seen[&format!("vae.{name}")], &golden, &full), TOLERANCE);
         }
     }
     table.finish();
@@ -119,9 +151,32 @@ fn activations(golden: &Tensors, prefix: &str) -> Vec<String> {
         .collect()
 }
 
+/// All that the U-Net's modules put out, of the first row.
+fn seen_in_unet(sample: &Tensor, t: f32, context: &Tensor) -> Tensors {
+    let (rows, channels, height, width) = sample.dims4().unwrap();
+    let time = sinusoids(&unet_config(), &vec![t; rows]);
+    let time = Tensor::from_vec(time.clone(), (rows, time.len() / rows), sample.device()).unwrap();
+    let mut seen = probed(&unet_weights(), "unet.", |b| {
+        let inputs = UNetInputs {
+            latents: b.input("latents", &[rows, height, width, channels], Kind::Activation),
+            time: b.input("time", time.dims(), Kind::Activation),
+            context: b.input("context", context.dims(), Kind::Activation),
+        };
+        unet(b, &unet_config(), None, inputs, &Scope::new("unet", Group::UNet, false)).unwrap();
+        BTreeMap::from([
+            ("latents", Given::Map(sample)),
+            ("time", Given::Values(&time)),
+            ("context", Given::Values(context)),
+        ])
+    });
+    seen.insert("unet.time_proj".to_string(), time);
+    seen.into_iter().map(|(name, value)| (name, value.i(..1).unwrap())).collect()
+}
+
 #[test]
 fn unet_gives_the_reference_predictions() {
-    let (golden, model) = (load("forward/unet.safetensors"), unet(&unet_weights()));
+    let golden = load("forward/unet.safetensors");
+    let mut model = unet_only(&unet_weights());
     let states = &golden["encoder_hidden_states"];
     let mut table = Table::new("unet");
     for (case, rows) in [
@@ -137,41 +192,48 @@ fn unet_gives_the_reference_predictions() {
             let Some(want) = golden.get(&format!("{prefix}.out")) else {
                 continue;
             };
-            let mut seen: BTreeMap<String, Tensor> = BTreeMap::new();
-            let mut observe = |name: &str, got: &Tensor| drop(seen.insert(name.to_string(), got.i(..1).unwrap()));
-            let t = timesteps(&vec![t; sample.dim(0).unwrap()]);
-            let got = model
-                .forward_probed(sample, &t, &context, Probe::new(&mut observe))
-                .unwrap();
+            let timesteps = vec![t; sample.dim(0).unwrap()];
+            let got = model.predict(sample, &timesteps, &context).unwrap();
             table.check(format!("{prefix}.out"), relmax(&got, want), TOLERANCE);
-            for name in activations(&golden, &format!("{prefix}.act.")) {
-                let full = format!("{prefix}.act.{name}");
-                let error = if name == "conv_norm_out" {
-                    relmax_before_silu(&seen["conv_norm_out.silu"], &golden, &full)
-                } else {
-                    relmax_named(&seen[&parameter_path(&name)], &golden, &full)
-                };
-                table.check(full, error, TOLERANCE);
+            let names = activations(&golden, &format!("{prefix}.act."));
+            if names.is_empty() {
+                continue;
             }
-            let mid = model.mid_features(sample, &t, &context).unwrap().i(..1).unwrap();
-            assert_eq!(
-                relmax(&mid, &seen["mid_block"]),
-                0.,
-                "mid_features is the forward's own"
-            );
+            let seen = seen_in_unet(sample, t, &context);
+            for name in names {
+                let full = format!("{prefix}.act.{name}");
+                table.check(&full, compare_activation(&name, &full, &seen, &golden), TOLERANCE);
+            }
+            let mid = model.look(sample, &timesteps, &context).unwrap().i(..1).unwrap();
+            let want = seen["unet.mid_block"].mean((2, 3)).unwrap();
+            table.check(format!("{prefix} seen by the eye"), relmax(&mid, &want), TOLERANCE);
         }
     }
     table.finish();
 }
 
-/// The golden file's short names for the insides of down block 0.
-fn parameter_path(name: &str) -> String {
-    let attention = "down_blocks.0.attentions.0";
+/// `full`: the golden name of what module `name` puts out.
+fn compare_activation(name: &str, full: &str, seen: &Tensors, golden: &Tensors) -> f64 {
+    let attention = "unet.down_blocks.0.attentions.0";
+    let of_block = |leaf: &str| &seen[&format!("{attention}.transformer_blocks.0.{leaf}")];
+    // Sums with the residual are what ours are; the branch is the difference of two of them.
+    let branch = |sum: &Tensor, before: &Tensor| relmax_named(&(sum - before).unwrap(), golden, full);
     match name {
-        "d0r0" => "down_blocks.0.resnets.0".to_string(),
-        "d0a0.out" => attention.to_string(),
-        "d0a0.norm" | "d0a0.proj_in" => name.replace("d0a0", attention),
-        _ => name.replace("d0a0", &format!("{attention}.transformer_blocks.0")),
+        "conv_norm_out" => relmax_before_silu(&seen["unet.conv_norm_out.silu"], golden, full),
+        "d0r0" => relmax_named(&seen["unet.down_blocks.0.resnets.0"], golden, full),
+        "d0a0.out" => relmax_named(&seen[attention], golden, full),
+        "d0a0.norm" => relmax_named(&seen[&format!("{attention}.norm")], golden, full),
+        "d0a0.proj_in" => {
+            let tokens = golden[full].flatten_from(2).unwrap().transpose(1, 2).unwrap();
+            relmax(&seen[&format!("{attention}.proj_in")], &tokens)
+        }
+        "d0a0.attn1" => branch(of_block("attn1"), &seen[&format!("{attention}.proj_in")]),
+        "d0a0.attn2" => branch(of_block("attn2"), of_block("attn1")),
+        "d0a0.ff" => branch(of_block("ff"), of_block("attn2")),
+        _ => match name.strip_prefix("d0a0.") {
+            Some(leaf) => relmax_named(of_block(leaf), golden, full),
+            None => relmax_named(&seen[&format!("unet.{name}")], golden, full),
+        },
     }
 }
 
@@ -192,19 +254,20 @@ fn relmax_before_silu(got: &Tensor, golden: &Tensors, name: &str) -> f64 {
 
 #[test]
 fn unet_takes_a_timestep_per_row_a_fractional_one_and_short_prompts() {
-    let (golden, model) = (load("forward/unet.safetensors"), unet(&unet_weights()));
+    let golden = load("forward/unet.safetensors");
+    let mut model = unet_only(&unet_weights());
     let states = &golden["encoder_hidden_states"];
     let (two, one) = (&golden["sq.sample"], golden["sq.sample"].i(..1).unwrap());
     let mut table = Table::new("unet, special cases");
-    let mut check = |name: &str, sample: &Tensor, t: &Tensor, context: &Tensor| {
-        let got = model.forward(sample, t, context).unwrap();
+    let mut check = |name: &str, sample: &Tensor, t: &[f32], context: &Tensor| {
+        let got = model.predict(sample, t, context).unwrap();
         table.check(name, relmax(&got, &golden[name]), TOLERANCE);
     };
     let mixed = golden["mixed_timesteps"].to_dtype(DType::F32).unwrap();
-    check("mixed_t.out", two, &mixed, &states.i(..2).unwrap());
-    check("float_t.out", &one, &timesteps(&[958.0435]), &states.i(..1).unwrap());
+    check("mixed_t.out", two, &mixed.to_vec1().unwrap(), &states.i(..2).unwrap());
+    check("float_t.out", &one, &[958.0435], &states.i(..1).unwrap());
     let short = &load("forward/text_encoder.safetensors")["short_last_hidden_state"];
-    check("short_ctx.out", &one, &timesteps(&[500.]), short);
+    check("short_ctx.out", &one, &[500.], short);
     table.finish();
 }
 
@@ -219,15 +282,11 @@ struct EpsProbe {
 fn scaled(weights: Tensors, model: &str, probe: &EpsProbe) -> Tensors {
     let scale = |(name, tensor): (String, Tensor)| {
         let tensor = tensor.to_dtype(DType::F32).unwrap();
-        let scaled = probe.scaled_tensors[model].contains(&name);
-        (
-            name,
-            if scaled {
-                (tensor * probe.factor).unwrap()
-            } else {
-                tensor
-            },
-        )
+        let tensor = match probe.scaled_tensors[model].contains(&name) {
+            true => (tensor * probe.factor).unwrap(),
+            false => tensor,
+        };
+        (name, tensor)
     };
     weights.into_iter().map(scale).collect()
 }
@@ -243,26 +302,19 @@ fn every_norm_has_the_right_eps() {
     let mut check = |name: &str, got: &Tensor| table.check(name, relmax_named(got, &golden, name), TOLERANCE);
 
     let context = unet_inputs["encoder_hidden_states"].i(..2).unwrap();
-    let t = timesteps(&[probe.unet_timestep; 2]);
-    let model = unet(&scaled(unet_weights(), "unet", &probe));
-    check(
-        "unet.sq.out",
-        &model.forward(&unet_inputs["sq.sample"], &t, &context).unwrap(),
-    );
+    let mut model = unet_only(&scaled(unet_weights(), "unet", &probe));
+    let predicted = model.predict(&unet_inputs["sq.sample"], &[probe.unet_timestep; 2], &context);
+    check("unet.sq.out", &predicted.unwrap());
 
-    let model = vae(&scaled(vae_weights(), "vae", &probe));
+    let mut model = vae_only(&scaled(vae_weights(), "vae", &probe));
     let latents = model.encode(&vae_inputs["sq.image"]).unwrap();
     check("vae.sq.mean", &latents.mean);
     check("vae.sq.logvar", &latents.logvar);
     check("vae.sq.decoded", &model.decode(&vae_inputs["sq.z"]).unwrap());
 
-    let ids = load("forward/text_encoder.safetensors")["input_ids"]
-        .to_dtype(DType::U32)
-        .unwrap()
-        .i(..2)
-        .unwrap();
-    let model = text_encoder(&scaled(text_encoder_weights(), "text_encoder", &probe));
-    check("text.last_hidden_state", &model.forward(&ids).unwrap());
+    let ids = load("forward/text_encoder.safetensors")["input_ids"].to_dtype(DType::U32);
+    let mut model = text_only(&scaled(text_encoder_weights(), "text_encoder", &probe));
+    check("text.last_hidden_state", &model.text(&ids.unwrap().i(..2).unwrap(), 1).unwrap());
     table.finish();
 }
 

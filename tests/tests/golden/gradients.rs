@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, IndexOp, Tensor, Var};
+use candle_core::{DType, Device, IndexOp, Tensor};
 use serde::Deserialize;
-use trainer::{
-    models::{params::Params, text_encoder::ClipTextModel, unet::UNet2DConditionModel},
-    ops,
-};
+use trainer::engine::nets::networks::{Part, Plan, Prompts, Step as TrainingStep};
 
 use super::{
+    engine::networks,
     forward::{text_encoder_weights, unet_weights},
     support::{Table, Tensors, json, l2, load, rel_l2, relative, relmax, values},
 };
@@ -59,48 +57,44 @@ struct Trained {
     gradients: BTreeMap<String, Vec<f64>>,
 }
 
-fn one_step() -> Trained {
-    let device = Device::Cpu;
-    let unet_params = Params::trainable(&unet_weights(), DType::F32, &device).unwrap();
-    let text_params = Params::trainable(&text_encoder_weights(), DType::F32, &device).unwrap();
-    let unet = UNet2DConditionModel::new(&json("tiny-sd/unet/config.json"), &unet_params).unwrap();
-    let text_encoder = ClipTextModel::new(&json("tiny-sd/text_encoder/config.json"), &text_params).unwrap();
+/// `recompute`: with gradient checkpointing.
+fn one_step(recompute: bool) -> Trained {
+    let plan = Plan {
+        unet: Some(json("tiny-sd/unet/config.json")),
+        trains_unet: true,
+        text_encoder: Some(json("tiny-sd/text_encoder/config.json")),
+        trains_text_encoder: true,
+        recompute,
+        ..Plan::default()
+    };
+    let (unet, text_encoder) = (unet_weights(), text_encoder_weights());
+    let mut networks = networks(plan, &[(Part::UNet, &unet), (Part::TextEncoder, &text_encoder)]);
 
     let inputs = load("train/inputs.safetensors");
     let of_step = |name: &str| inputs[name].i(0).unwrap();
     let (latents, noise, timesteps) = (of_step("latents"), of_step("noise"), of_step("timesteps"));
     let noisy = add_noise(&latents, &noise, &timesteps);
-    let context = text_encoder
-        .forward(&inputs["input_ids"].to_dtype(DType::U32).unwrap())
-        .unwrap();
-    let prediction = unet
-        .forward(&noisy, &timesteps.to_dtype(DType::F32).unwrap(), &context)
-        .unwrap();
-    let half = |t: &Tensor, start: usize| t.i(start..start + 2).unwrap();
-    let instance = ops::mse(&half(&prediction, 0), &half(&noise, 0)).unwrap();
-    let prior = ops::mse(&half(&prediction, 2), &half(&noise, 2)).unwrap();
-    let loss = (&instance + &prior).unwrap();
-
-    let grads = loss.backward().unwrap();
-    let collect = |prefix: &'static str, vars: BTreeMap<String, Var>| {
-        let of = |path: &str, var: &Var| {
-            values(
-                grads
-                    .get(var)
-                    .unwrap_or_else(|| panic!("`{prefix}{path}` has no gradient")),
-            )
-        };
-        vars.into_iter()
-            .map(|(path, var)| (format!("{prefix}{path}"), of(&path, &var)))
-            .collect::<Vec<_>>()
+    let timesteps: Vec<f32> = timesteps.to_vec1::<i64>().unwrap().into_iter().map(|t| t as f32).collect();
+    let ids = inputs["input_ids"].to_dtype(DType::U32).unwrap();
+    let context = networks.text(&ids, 1).unwrap();
+    let prediction = networks.predict(&noisy, &timesteps, &context).unwrap();
+    let step = TrainingStep {
+        noisy: &noisy,
+        timesteps: &timesteps,
+        prompts: Prompts::Ids(&ids),
+        target: &noise,
+        // Means over two instances and over two class images.
+        weights: &[0.5; 4],
+        loss_scale: 1.,
     };
-    let mut gradients: BTreeMap<_, _> = collect("unet.", unet_params.vars()).into_iter().collect();
-    gradients.extend(collect("text_encoder.", text_params.vars()));
-    let scalar = |t: &Tensor| f64::from(t.to_scalar::<f32>().unwrap());
-    let (loss, instance_loss, prior_loss) = (scalar(&loss), scalar(&instance), scalar(&prior));
+    let losses: Vec<f64> = networks.train(&step, false, None).unwrap().losses.into_iter().map(f64::from).collect();
+    let gradients = (networks.trained().into_iter())
+        .map(|(id, param)| (param.name, values(&networks.gradient(id).unwrap())))
+        .collect();
+    let (instance_loss, prior_loss) = ((losses[0] + losses[1]) / 2., (losses[2] + losses[3]) / 2.);
     Trained {
         prediction,
-        loss,
+        loss: instance_loss + prior_loss,
         instance_loss,
         prior_loss,
         gradients,
@@ -171,7 +165,8 @@ fn is_noise(name: &str) -> bool {
 
 #[test]
 fn the_first_step_has_the_reference_loss_and_gradients() {
-    let trained = one_step();
+    let trained = one_step(false);
+    assert_eq!(one_step(true).gradients, trained.gradients, "recomputing changes no bit");
     let index: GradsIndex = json("train/grads_index.json");
     let config: trainer::models::config::TextEncoderConfig = json("tiny-sd/text_encoder/config.json");
     let golden = golden_gradients(&index, config.hidden_size, config.vocab_size);
@@ -223,7 +218,7 @@ fn the_first_step_has_the_reference_loss_and_gradients() {
 
 #[test]
 fn every_trained_weight_gets_a_finite_gradient_that_is_not_zero() {
-    for (name, gradient) in one_step().gradients {
+    for (name, gradient) in one_step(false).gradients {
         let norm = l2(&gradient);
         assert!(norm.is_finite() && norm > 0., "{name}: |gradient| = {norm}");
     }

@@ -2,6 +2,7 @@
 
 mod bnb;
 mod convert;
+mod engine;
 mod forward;
 mod gradients;
 mod images;

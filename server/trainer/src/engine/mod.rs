@@ -5,6 +5,7 @@ pub mod builder;
 pub mod cpu;
 pub mod cuda;
 pub mod ir;
+pub mod layout;
 pub mod nets;
 pub mod operands;
 pub mod optim;

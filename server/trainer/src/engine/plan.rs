@@ -227,8 +227,10 @@ mod tests {
 
     #[test]
     fn a_chain_of_equal_buffers_takes_two() {
-        let mut program = Program::default();
-        program.values = (0..10).map(|_| value(512, None)).collect();
+        let mut program = Program {
+            values: (0..10).map(|_| value(512, None)).collect(),
+            ..Program::default()
+        };
         program.inputs.insert("x".into(), ValueId(0));
         program.outputs.insert("y".into(), ValueId(9));
         program.code = (0..9)
@@ -244,8 +246,10 @@ mod tests {
 
     #[test]
     fn an_input_nobody_reads_still_has_room() {
-        let mut program = Program::default();
-        program.values = vec![value(10, None)];
+        let mut program = Program {
+            values: vec![value(10, None)],
+            ..Program::default()
+        };
         program.inputs.insert("x".into(), ValueId(0));
         let places = plan(&program, size_of);
         assert_eq!(places.of(ValueId(0)).bytes, 20);

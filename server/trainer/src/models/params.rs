@@ -175,7 +175,8 @@ impl Params {
     }
 }
 
-fn is_not_a_weight(path: &str) -> bool {
+/// Old checkpoints hold some tensors that no network reads.
+pub fn is_not_a_weight(path: &str) -> bool {
     NOT_WEIGHTS.iter().any(|name| path.rsplit('.').next() == Some(name))
 }
 

@@ -53,10 +53,9 @@ impl GroupNorm<'_> {
     fn shift(&self, row: usize) -> Vec<f32> {
         let channels = self.channels();
         let mut shift = vec![0.; channels];
-        for part in [self.shift_rows.map(|rows| &rows[row * channels..]), self.shift_channels] {
-            if let Some(part) = part {
-                add(&mut shift, part);
-            }
+        let rows = self.shift_rows.map(|rows| &rows[row * channels..]);
+        for part in [rows, self.shift_channels].into_iter().flatten() {
+            add(&mut shift, part);
         }
         shift
     }
@@ -64,7 +63,9 @@ impl GroupNorm<'_> {
     /// A group's numbers for each of its channels.
     fn by_channel(&self, of_group: impl Fn(usize) -> f32) -> Vec<f32> {
         let per_group = self.channels() / self.groups;
-        (0..self.channels()).map(|channel| of_group(channel / per_group)).collect()
+        (0..self.channels())
+            .map(|channel| of_group(channel / per_group))
+            .collect()
     }
 
     /// `centre` and `r` of each channel, so that `n = (x - centre) r`.
@@ -99,7 +100,7 @@ fn statistics(stats: &mut [f32], x: &[f32], norm: &GroupNorm, row: usize, eps: f
     let per_group = channels / norm.groups;
     let count = pixels * per_group as f64;
     let shift = norm.shift(row);
-    let sums = channel_sums(x.par_chunks(norm.task()), channels, |sums, x| plain_sums(sums, x));
+    let sums = channel_sums(x.par_chunks(norm.task()), channels, plain_sums);
     for (group, stats) in stats.chunks_exact_mut(2).enumerate() {
         let of_group = group * per_group..(group + 1) * per_group;
         let sum: f64 = of_group.map(|c| sums[c] + pixels * f64::from(shift[c])).sum();
@@ -233,7 +234,10 @@ pub(crate) fn backward(out: Gradients, dy: &[f32], norm: GroupNorm, stats: &[f32
         .collect();
     if let Some(dshift) = out.dshift {
         for (dshift, row) in dshift.chunks_exact_mut(channels).zip(&rows) {
-            dshift.iter_mut().zip(&row.dshift).for_each(|(to, from)| *to = *from as f32);
+            dshift
+                .iter_mut()
+                .zip(&row.dshift)
+                .for_each(|(to, from)| *to = *from as f32);
         }
     }
     let sum = |to: Option<&mut [f32]>, of: fn(&ByChannel) -> &[f64]| {

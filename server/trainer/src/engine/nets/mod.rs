@@ -1,5 +1,6 @@
 //! The networks as instructions: U-Net, CLIP text encoder and VAE, a file per block, with diffusers' parameter paths.
 
+pub mod networks;
 mod resnet;
 pub mod text_encoder;
 mod transformer;

@@ -1,5 +1,7 @@
 //! `CLIPTextModel`: token ids to the states that the U-Net attends to.
 
+use candle_core::{DType, Tensor};
+
 use crate::engine::builder::{Bias, Builder, Scope};
 use crate::engine::ir::{Activation, ValueId};
 use crate::models::config::TextEncoderConfig;
@@ -44,6 +46,19 @@ pub fn text_encoder(
         b.probe(&scope, &format!("hidden_states.{}", index + 1), hidden);
     }
     Ok(b.layer_norm(hidden, &scope.at("final_layer_norm"), config.layer_norm_eps))
+}
+
+/// The state at each row's first `end_id`, `[rows, width]`; `states` `[rows, tokens, width]`, `ids` `[rows, tokens]`.
+///
+/// # Errors
+/// When the shapes do not fit each other.
+pub fn pooled(states: &Tensor, ids: &Tensor, end_id: u32) -> candle_core::Result<Tensor> {
+    let rows = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
+    let pick = |(row, ids): (usize, &Vec<u32>)| {
+        let position = ids.iter().position(|&id| id == end_id).unwrap_or(ids.len() - 1);
+        states.get(row)?.get(position)
+    };
+    Tensor::stack(&rows.iter().enumerate().map(pick).collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 
 fn layer(b: &mut Builder, config: &TextEncoderConfig, activation: Activation, x: ValueId, scope: &Scope) -> ValueId {

@@ -1,5 +1,7 @@
 //! `AutoencoderKL`: pictures to latents of an eighth of their side, and back.
 
+use candle_core::Tensor;
+
 use super::SAME;
 use super::resnet::{ResnetSettings, resnet};
 use crate::engine::builder::{Bias, Builder, Scope};
@@ -9,6 +11,8 @@ use crate::models::params::ParamError;
 
 /// Of every norm in the VAE, the attention's included.
 const EPS: f64 = 1e-6;
+/// Bounds of the log-variance, so that its exponential stays finite.
+const LOGVAR_RANGE: (f64, f64) = (-30., 20.);
 /// Pads right and bottom only, unlike the U-Net.
 const HALVE: Window = Window {
     kernel: 3,
@@ -16,6 +20,43 @@ const HALVE: Window = Window {
     before: 0,
     after: 1,
 };
+
+/// What the encoder knows about a picture's latents: independent normal distributions, `[rows, 4, h / 8, w / 8]` each.
+#[derive(Clone, Debug)]
+pub struct LatentDistribution {
+    pub mean: Tensor,
+    pub logvar: Tensor,
+}
+
+impl LatentDistribution {
+    /// Of `moments` `[rows, 8, h / 8, w / 8]`: means, then log-variances.
+    ///
+    /// # Errors
+    /// When it has another shape.
+    pub fn new(moments: &Tensor) -> candle_core::Result<Self> {
+        let channels = moments.dim(1)? / 2;
+        Ok(Self {
+            mean: moments.narrow(1, 0, channels)?.contiguous()?,
+            logvar: moments
+                .narrow(1, channels, channels)?
+                .clamp(LOGVAR_RANGE.0, LOGVAR_RANGE.1)?,
+        })
+    }
+
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn std(&self) -> candle_core::Result<Tensor> {
+        (&self.logvar * 0.5)?.exp()
+    }
+
+    /// A draw, `eps` being standard normal. Not yet times the scaling factor.
+    ///
+    /// # Errors
+    /// When `eps` has another shape.
+    pub fn sample_with(&self, eps: &Tensor) -> candle_core::Result<Tensor> {
+        &self.mean + (self.std()? * eps)?
+    }
+}
 
 /// `images` `[rows, h, w, 3]` in -1 to 1, to `[rows, h / 8, w / 8, 8]`: four channels of means, then four of
 /// log-variances, of independent normal distributions.

@@ -1,6 +1,8 @@
 //! Every instruction against the f64 reference, at odd sizes, into memory that starts as NaN, on one and on three
 //! threads.
 
+mod updates;
+
 use std::collections::BTreeMap;
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
         ir::{Activation, Group, Kind, Op, Param, ParamId, ParamTable, Program, Shift, Value, ValueId, Window},
         operands::operands,
         reference::Reference,
-        session::{Data, Moments, OptimizerSettings, Session, Update},
+        session::{Data, Moments, OptimizerSettings, Session},
     },
     CpuSession,
     testing::noise,
@@ -40,7 +42,7 @@ impl Case {
     }
 
     /// A value to be written.
-    fn new(&mut self, dims: &[usize]) -> ValueId {
+    fn result(&mut self, dims: &[usize]) -> ValueId {
         self.value(dims, Kind::Activation)
     }
 
@@ -77,7 +79,7 @@ impl Case {
 
     /// A value that an instruction can add to in place.
     fn started(&mut self, dims: &[usize]) -> ValueId {
-        let (a, b, y) = (self.input(dims), self.input(dims), self.new(dims));
+        let (a, b, y) = (self.input(dims), self.input(dims), self.result(dims));
         self.op(Op::Add { a, b, y });
         y
     }
@@ -85,8 +87,8 @@ impl Case {
     /// What a gradient is added to, in three ways: nothing, another value, the result itself. Returns `plus` and result.
     fn plus(&mut self, how: usize, dims: &[usize]) -> (Option<ValueId>, ValueId) {
         match how {
-            0 => (None, self.new(dims)),
-            1 => (Some(self.input(dims)), self.new(dims)),
+            0 => (None, self.result(dims)),
+            1 => (Some(self.input(dims)), self.result(dims)),
             _ => {
                 let started = self.started(dims);
                 (Some(started), started)
@@ -114,7 +116,10 @@ impl Case {
             .collect();
         let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
         let mut reference = Reference::new(&self.params, weights.iter().map(|w| wide(w)).collect()).unwrap();
-        let given = inputs.iter().map(|(name, values)| ((*name).clone(), wide(values))).collect();
+        let given = inputs
+            .iter()
+            .map(|(name, values)| ((*name).clone(), wide(values)))
+            .collect();
         let expected = reference.run(&self.program, &given).unwrap();
 
         let run = |threads: usize| {
@@ -146,7 +151,8 @@ impl Case {
             all
         };
         let got = run(1);
-        let bits = |all: &BTreeMap<String, Vec<f32>>| -> Vec<u32> { all.values().flatten().map(|v| v.to_bits()).collect() };
+        let bits =
+            |all: &BTreeMap<String, Vec<f32>>| -> Vec<u32> { all.values().flatten().map(|v| v.to_bits()).collect() };
         assert_eq!(bits(&got), bits(&run(3)), "{what}: one and three threads differ");
         for (name, got) in &got {
             let want = match name.strip_prefix("gradient of p") {
@@ -271,7 +277,12 @@ fn convolution_with_any_window_at_odd_sizes() {
 
 #[test]
 fn group_norm_with_every_shift() {
-    for (dims, groups) in [([2, 5, 7, 6], 3), ([3, 3, 3, 4], 4), ([1, 1, 2, 6], 1), ([2, 40, 41, 24], 8)] {
+    for (dims, groups) in [
+        ([2, 5, 7, 6], 3),
+        ([3, 3, 3, 4], 4),
+        ([1, 1, 2, 6], 1),
+        ([2, 40, 41, 24], 8),
+    ] {
         for (how, silu, with_rows, with_channels) in [
             (0, true, true, true),
             (1, false, true, false),
@@ -285,7 +296,7 @@ fn group_norm_with_every_shift() {
                 rows: with_rows.then(|| case.input(&[rows, channels])),
                 channels: with_channels.then(|| case.param(&[channels])),
             };
-            let (x, y) = (case.input(&dims), case.new(&dims));
+            let (x, y) = (case.input(&dims), case.result(&dims));
             let stats = case.stats(&[rows, groups, 2]);
             case.op(Op::GroupNorm {
                 x,
@@ -301,7 +312,7 @@ fn group_norm_with_every_shift() {
             let dy = case.input(&dims);
             for add in [false, true] {
                 let (plus, dx) = case.plus(how, &dims);
-                let dshift = with_rows.then(|| case.new(&[rows, channels]));
+                let dshift = with_rows.then(|| case.result(&[rows, channels]));
                 case.op(Op::GroupNormGrad {
                     dy,
                     x,
@@ -332,7 +343,7 @@ fn layer_norm_over_more_tokens_than_a_block() {
     for (dims, how) in [([3, 31, 11], 0), ([1, 1, 3], 1), ([2, 70, 24], 2)] {
         let mut case = Case::default();
         let (w, b) = (case.param(&[dims[2]]), case.param(&[dims[2]]));
-        let (x, y, dy) = (case.input(&dims), case.new(&dims), case.input(&dims));
+        let (x, y, dy) = (case.input(&dims), case.result(&dims), case.input(&dims));
         let stats = case.stats(&[dims[0], dims[1], 2]);
         case.op(Op::LayerNorm {
             x,
@@ -373,8 +384,13 @@ fn attention_to_itself_across_and_causal() {
     ] {
         let mut case = Case::default();
         let (of_q, of_k) = ([2, queries, heads * d], [2, keys, heads * d]);
-        let (q, k, v, dy) = (case.input(&of_q), case.input(&of_k), case.input(&of_k), case.input(&of_q));
-        let (y, stats) = (case.new(&of_q), case.stats(&[2, heads, queries]));
+        let (q, k, v, dy) = (
+            case.input(&of_q),
+            case.input(&of_k),
+            case.input(&of_k),
+            case.input(&of_q),
+        );
+        let (y, stats) = (case.result(&of_q), case.stats(&[2, heads, queries]));
         case.op(Op::Attention {
             q,
             k,
@@ -384,7 +400,7 @@ fn attention_to_itself_across_and_causal() {
             y,
             stats,
         });
-        let (dq, dk, dv) = (case.new(&of_q), case.new(&of_k), case.new(&of_k));
+        let (dq, dk, dv) = (case.result(&of_q), case.result(&of_k), case.result(&of_k));
         case.op(Op::AttentionGrad {
             dy,
             q,
@@ -410,7 +426,7 @@ fn gates_and_sums() {
             // Longer than a task.
             let dims = [3, 31, 200];
             let mut case = Case::default();
-            let (x, y, dy) = (case.started(&dims), case.new(&dims), case.input(&dims));
+            let (x, y, dy) = (case.started(&dims), case.result(&dims), case.input(&dims));
             case.op(Op::Activate { kind, x, y });
             let (plus, dx) = case.plus(how, &dims);
             case.op(Op::ActivateGrad { kind, dy, x, plus, dx });
@@ -418,9 +434,9 @@ fn gates_and_sums() {
         }
     }
     let mut case = Case::default();
-    let (x, y) = (case.input(&dims), case.new(&[3, 5, 7]));
+    let (x, y) = (case.input(&dims), case.result(&[3, 5, 7]));
     case.op(Op::Geglu { x, y });
-    let (dy, dx) = (case.input(&[3, 5, 7]), case.new(&dims));
+    let (dy, dx) = (case.input(&[3, 5, 7]), case.result(&dims));
     case.op(Op::GegluGrad { dy, x, dx });
     let (a, b) = (case.started(&dims), case.started(&dims));
     case.op(Op::Add { a, b, y: a });
@@ -437,7 +453,7 @@ fn upsampling_to_twice_and_to_odd_sizes() {
         for how in 0..3 {
             let (small, large) = ([2, h, w, 3], [2, height, width, 3]);
             let mut case = Case::default();
-            let (x, y, dy) = (case.input(&small), case.new(&large), case.input(&large));
+            let (x, y, dy) = (case.input(&small), case.result(&large), case.input(&large));
             case.op(Op::Upsample { x, y });
             let (plus, dx) = case.plus(how, &small);
             case.op(Op::UpsampleGrad { dy, plus, dx });
@@ -450,16 +466,16 @@ fn upsampling_to_twice_and_to_odd_sizes() {
 fn channels_side_by_side_and_apart() {
     let mut case = Case::default();
     let dims = |channels| [2, 9, 11, channels];
-    let (a, b, y) = (case.input(&dims(3)), case.input(&dims(5)), case.new(&dims(8)));
+    let (a, b, y) = (case.input(&dims(3)), case.input(&dims(5)), case.result(&dims(8)));
     case.op(Op::Concat { a, b, y });
     let dy = case.input(&dims(8));
-    let (da, db) = (case.new(&dims(3)), case.new(&dims(5)));
+    let (da, db) = (case.result(&dims(3)), case.result(&dims(5)));
     case.op(Op::ConcatGrad {
         dy,
         da: Some(da),
         db: Some(db),
     });
-    let (da, db) = (case.new(&dims(3)), case.new(&dims(5)));
+    let (da, db) = (case.result(&dims(3)), case.result(&dims(5)));
     case.op(Op::ConcatGrad {
         dy,
         da: Some(da),
@@ -477,7 +493,7 @@ fn channels_side_by_side_and_apart() {
 fn tokens_that_occur_twice_and_never() {
     let mut case = Case::default();
     let (table, positions) = (case.param(&[6, 3]), case.param(&[5, 3]));
-    let (ids, y) = (case.input_of(&[2, 4], Kind::Ids), case.new(&[2, 4, 3]));
+    let (ids, y) = (case.input_of(&[2, 4], Kind::Ids), case.result(&[2, 4, 3]));
     case.op(Op::Embedding {
         ids,
         table,
@@ -507,7 +523,7 @@ fn a_loss_by_row() {
         case.input_of(&[3], Kind::F32),
         case.input_of(&[1], Kind::F32),
     );
-    let (losses, dpredicted) = (case.stats(&[3]), case.new(&dims));
+    let (losses, dpredicted) = (case.stats(&[3]), case.result(&dims));
     case.op(Op::Mse {
         predicted,
         target,
@@ -517,125 +533,4 @@ fn a_loss_by_row() {
         dpredicted,
     });
     case.check("mse");
-}
-
-/// A linear layer with more weights than the 8-bit optimizer keeps in f32, and its bias.
-fn trained(moments: Moments) -> (CpuSession, super::super::session::ProgramId) {
-    let mut case = Case::default();
-    let (w, bias) = (case.param(&[80, 60]), case.param(&[80]));
-    let (x, dy) = (case.input(&[1, 9, 60]), case.input(&[1, 9, 80]));
-    case.op(Op::LinearGradW {
-        dy,
-        x,
-        w,
-        bias: Some(bias),
-        add: false,
-    });
-    let mut session = CpuSession::new(case.params, OptimizerSettings { moments, ..SETTINGS }).unwrap();
-    for (id, len) in [(w, 4800), (bias, 80)] {
-        session.set_weight(id, &noise(len, 5)).unwrap();
-    }
-    let program = session.compile(case.program).unwrap();
-    session.write(program, "in0", Data::F32(&noise(540, 1))).unwrap();
-    session.write(program, "in1", Data::F32(&noise(720, 2))).unwrap();
-    (session, program)
-}
-
-fn update(number: u64) -> Update {
-    Update {
-        learning_rates: BTreeMap::from([(Group::UNet, 1e-2)]),
-        max_grad_norm: 1.,
-        loss_scale: 8.,
-        number,
-    }
-}
-
-fn weights(session: &mut CpuSession) -> Vec<f32> {
-    [0, 1].map(|id| session.weight(ParamId(id)).unwrap()).concat()
-}
-
-#[test]
-fn a_restored_session_goes_on_with_the_same_bits() {
-    for moments in [Moments::F32, Moments::EightBit] {
-        let (mut session, program) = trained(moments);
-        for number in 1..4 {
-            session.run_and_update(program, &update(number)).unwrap();
-        }
-        let (mut other, other_program) = trained(moments);
-        for id in [0, 1].map(ParamId) {
-            let weight = session.weight(id).unwrap();
-            other.set_weight(id, &weight).unwrap();
-        }
-        let saved = session.moments().unwrap();
-        other.restore_moments(&saved).unwrap();
-        assert_eq!(other.moments().unwrap(), saved);
-        session.run_and_update(program, &update(4)).unwrap();
-        other.run_and_update(other_program, &update(4)).unwrap();
-        assert_eq!(weights(&mut session), weights(&mut other), "{moments:?}");
-        assert_ne!(session.moments().unwrap(), saved);
-        let mut short = saved.clone();
-        short.pop_last();
-        assert!(other.restore_moments(&short).is_err());
-    }
-}
-
-#[test]
-fn an_overflow_changes_nothing_and_is_told() {
-    for moments in [Moments::F32, Moments::EightBit] {
-        let (mut session, program) = trained(moments);
-        session.run_and_update(program, &update(1)).unwrap();
-        let before = (weights(&mut session), session.moments().unwrap());
-        let mut dy = noise(720, 3);
-        dy[77] = f32::INFINITY;
-        session.write(program, "in1", Data::F32(&dy)).unwrap();
-        let updated = session.run_and_update(program, &update(2)).unwrap();
-        assert!(updated.skipped && !updated.grad_norm.is_finite());
-        assert_eq!(before, (weights(&mut session), session.moments().unwrap()));
-    }
-}
-
-#[test]
-fn adamw_follows_its_formula() {
-    let (mut session, program) = trained(Moments::F32);
-    let mut p: Vec<f64> = weights(&mut session).into_iter().map(f64::from).collect();
-    let (mut m, mut v) = (vec![0.; p.len()], vec![0.; p.len()]);
-    for number in 1..6 {
-        let dy: Vec<f32> = noise(720, number + 20);
-        session.write(program, "in1", Data::F32(&dy)).unwrap();
-        let updated = session.run_and_update(program, &update(number)).unwrap();
-        let gradient = [0, 1].map(|id| session.gradient(ParamId(id)).unwrap()).concat();
-        let g: Vec<f64> = gradient.into_iter().map(|g| f64::from(g) / 8.).collect();
-        let norm = g.iter().map(|g| g * g).sum::<f64>().sqrt();
-        assert!((updated.grad_norm - norm).abs() < 1e-9 * norm && norm > 1.);
-        let t = number as i32;
-        for i in 0..p.len() {
-            let g = g[i] / (norm + 1e-6);
-            m[i] = 0.9 * m[i] + 0.1 * g;
-            v[i] = 0.999 * v[i] + 0.001 * g * g;
-            p[i] *= 1. - 1e-2 * 0.01;
-            p[i] -= 1e-2 * m[i] / (1. - 0.9f64.powi(t)) / ((v[i] / (1. - 0.999f64.powi(t))).sqrt() + 1e-8);
-        }
-        close("weights", &weights(&mut session), &p, 2e-6);
-    }
-}
-
-#[test]
-fn a_weight_without_gradient_is_an_error() {
-    let (mut session, _) = trained(Moments::F32);
-    let empty = session.compile(Program::default()).unwrap();
-    let error = session.run_and_update(empty, &update(1)).unwrap_err();
-    assert!(error.to_string().contains("`p0`"), "{error}");
-}
-
-#[test]
-fn wrong_inputs_are_errors() {
-    let (mut session, program) = trained(Moments::F32);
-    for (name, data) in [
-        ("nothing", Data::F32(&[0.])),
-        ("in0", Data::F32(&[0.])),
-        ("in0", Data::Ids(&[0; 540])),
-    ] {
-        assert!(session.write(program, name, data).is_err(), "{name}");
-    }
-    assert!(session.read(program, "nothing").is_err());
 }
