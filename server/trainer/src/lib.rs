@@ -1,5 +1,6 @@
 //! The engine: models, DreamBooth, samplers, checkpoint formats, CPU and CUDA ops. The only crate that touches candle.
 
+pub mod bench;
 pub mod dataset;
 pub mod defaults;
 pub mod device;

@@ -1,27 +1,90 @@
 //! `doctor`: what was found, what would be used, and why.
 
+use std::path::Path;
 use std::process::ExitCode;
 
+use app::api::DeviceInfo;
 use trainer::device;
+use trainer::engine::cuda::{self, library};
+use trainer::engine::session::EngineError;
 
 #[derive(clap::Args)]
 pub struct DoctorArgs {
     /// One line of JSON for programs
     #[arg(long)]
     json: bool,
+    /// Only whether the libraries that a GPU needs are here: exit status 0 when they are
+    #[arg(long, conflicts_with = "json")]
+    libraries: bool,
 }
 
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    let info = device::describe(&device::open(None)?);
+    if args.libraries {
+        for wanted in LIBRARIES {
+            println!("{:<9} {}", wanted.title, library::find(wanted)?.file);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let info = device();
     if args.json {
         println!("{}", serde_json::to_string(&info)?);
         return Ok(ExitCode::SUCCESS);
     }
-    println!("trainer  {} {}", info.trainer, env!("CARGO_PKG_VERSION"));
-    println!("device   {}", info.name);
-    if let Some(bytes) = info.memory_bytes {
-        println!("memory   {:.1} GiB free", bytes as f64 / f64::from(1 << 30));
+    println!("trainer   {}, {} build", env!("CARGO_PKG_VERSION"), device::build());
+    println!("GPU       {}", gpu().unwrap_or_else(|error| error.to_string()));
+    for wanted in LIBRARIES {
+        let file = library::find(wanted).map(|found| found.file);
+        println!("{:<9} {}", wanted.title, file.unwrap_or_else(|error| error.to_string()));
     }
-    println!("why      {}", info.why);
+    println!("CPU       {} threads", rayon::current_num_threads());
+    if let Some(bytes) = device::available_memory_bytes() {
+        println!("memory    {:.1} GiB free", gib(bytes));
+    }
+    if let Ok(disk) = rustix::fs::statvfs(Path::new(".")) {
+        println!("disk      {:.1} GiB free here", gib(disk.f_bavail * disk.f_frsize));
+    }
+    println!("used      {}: {}", info.name, info.why);
     Ok(ExitCode::SUCCESS)
+}
+
+const LIBRARIES: [&library::Wanted; 2] = [&library::BLAS, &library::DNN];
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+fn gpu() -> Result<String, EngineError> {
+    let card = cuda::card()?;
+    let (major, minor) = card.capability;
+    let dtype = if card.has_bf16() { "bf16" } else { "fp16 with a loss scale, since it has no bf16" };
+    Ok(format!(
+        "{}, compute capability {major}.{minor}, {:.1} GiB, driver for CUDA {}.{}; computes in {dtype}",
+        card.name,
+        gib(card.memory_bytes),
+        card.driver / 1000,
+        card.driver % 1000 / 10,
+    ))
+}
+
+/// What a run that names no device computes on.
+fn device() -> DeviceInfo {
+    let cpu = |why: String| DeviceInfo {
+        trainer: "cpu".into(),
+        name: format!("CPU, {} threads", rayon::current_num_threads()),
+        memory_bytes: device::available_memory_bytes(),
+        why,
+    };
+    if device::build() == "cpu" {
+        return cpu("This build computes on the CPU.".into());
+    }
+    // Opening loads the libraries and the kernels, so that what would fail in a run fails here.
+    match cuda::device::Device::open() {
+        Ok(device) => DeviceInfo {
+            trainer: "cuda".into(),
+            name: device.card().name.clone(),
+            memory_bytes: Some(device.card().memory_bytes),
+            why: "A GPU answers, and its libraries load.".into(),
+        },
+        Err(error) => cpu(format!("The GPU is not used: {error}")),
+    }
 }

@@ -9,11 +9,13 @@ pub(super) struct Choices {
     chosen: BTreeMap<String, usize>,
     file: Option<PathBuf>,
     changed: bool,
+    /// Where nothing is remembered, proposals are timed; else the first that works is taken, and not remembered.
+    pub timed: bool,
 }
 
 impl Choices {
     /// `card`: what the choices hold for. An unreadable file counts as none: choosing again costs seconds.
-    pub fn of(card: &str) -> Self {
+    pub fn of(card: &str, timed: bool) -> Self {
         let name: String = (card.chars())
             .map(|letter| if letter.is_ascii_alphanumeric() || letter == '.' { letter } else { '-' })
             .collect();
@@ -25,6 +27,7 @@ impl Choices {
             chosen,
             file,
             changed: false,
+            timed,
         }
     }
 

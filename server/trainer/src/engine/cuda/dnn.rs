@@ -112,6 +112,7 @@ pub(super) struct Dnn {
     pub(super) api: Cudnn,
     handle: Handle,
     pub file: String,
+    pub version: usize,
 }
 
 // SAFETY: the handle is used by the session's owner alone, from one thread at a time.
@@ -129,6 +130,10 @@ impl Dnn {
     /// When the library is missing or does not start.
     pub fn open(gpu: &Arc<Gpu>) -> Result<Arc<Self>> {
         let found = library::find(&library::DNN)?;
+        // SAFETY: the function is as its header says; it takes nothing and only answers.
+        let version: unsafe extern "C" fn() -> usize = unsafe { library::function(&found.library, "cudnnGetVersion")? };
+        // SAFETY: as above.
+        let version = unsafe { version() };
         let (api, mut handle) = (Cudnn::bind(found.library)?, std::ptr::null_mut());
         // SAFETY: the GPU's context is current; the result goes to a local.
         unsafe {
@@ -140,6 +145,7 @@ impl Dnn {
             api,
             handle,
             file: found.file,
+            version,
         }))
     }
 
@@ -244,9 +250,13 @@ impl Dnn {
             if let Ok(plan) = self.executable(configuration, shape) {
                 plans.push((position, plan));
             }
-            if plans.len() == PROPOSALS {
+            if plans.len() == if choices.timed { PROPOSALS } else { 1 } {
                 break;
             }
+        }
+        if !choices.timed {
+            let first = plans.into_iter().next();
+            return first.map(|(_, plan)| plan).ok_or_else(|| refused("has no deterministic algorithm"));
         }
         let bytes = |dims: [usize; 4]| dims.iter().product::<usize>() * shape.element.bytes();
         let workspace = plans.iter().map(|(_, plan)| plan.workspace_bytes).max().unwrap_or(0);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
     super::session::{EngineError, Result},
-    call::{Argument, Call},
+    call::{Address, Argument, Call},
     driver::{self, Driver},
     library::{self, failed},
 };
@@ -59,7 +59,7 @@ unsafe impl Send for Gpu {}
 // SAFETY: as above; the handles are not changed after `open`.
 unsafe impl Sync for Gpu {}
 
-/// How a kernel is meant to be told apart in errors.
+/// Dynamic shared memory that every kernel may ask for.
 const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
 
 impl Gpu {
@@ -131,6 +131,15 @@ impl Gpu {
         // SAFETY: results go to locals.
         unsafe { self.driver.cuMemGetInfo_v2(&mut free, &mut total)? };
         Ok((free as u64, total as u64))
+    }
+
+    /// Puts a copy within the GPU's memory on the stream.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
+        // SAFETY: both places were planned with that many bytes.
+        unsafe { self.driver.cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream) }
     }
 
     fn kernel(&self, call: &Call) -> Result<Kernel> {
@@ -273,7 +282,7 @@ impl Drop for Gpu {
 /// Memory of the GPU, given back when it goes.
 pub(super) struct Memory {
     gpu: Arc<Gpu>,
-    pub address: super::call::Address,
+    pub address: Address,
     pub bytes: usize,
 }
 
@@ -298,7 +307,7 @@ impl Memory {
         }
         Ok(Self {
             gpu: gpu.clone(),
-            address: super::call::Address(address),
+            address: Address(address),
             bytes,
         })
     }
@@ -308,11 +317,20 @@ impl Memory {
     /// # Errors
     /// What the driver answers.
     pub fn fill(&self, value: u8) -> Result<()> {
-        if self.bytes == 0 {
+        self.fill_part(0, self.bytes, value)
+    }
+
+    /// [`Self::fill`] of `bytes` bytes from `start` on.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn fill_part(&self, start: usize, bytes: usize, value: u8) -> Result<()> {
+        let bytes = bytes.min(self.bytes.saturating_sub(start));
+        if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: the range is this memory.
-        unsafe { (self.gpu.driver).cuMemsetD8Async(self.address.0, value, self.bytes, self.gpu.stream) }
+        // SAFETY: the range lies within this memory.
+        unsafe { (self.gpu.driver).cuMemsetD8Async(self.address.0 + start as u64, value, bytes, self.gpu.stream) }
     }
 }
 
@@ -367,7 +385,7 @@ impl Pinned {
     ///
     /// # Errors
     /// What the driver answers.
-    pub fn send(&self, to: super::call::Address, bytes: usize) -> Result<()> {
+    pub fn send(&self, to: Address, bytes: usize) -> Result<()> {
         // SAFETY: the caller gives a place of at least that many bytes; ours lives until the stream is waited for.
         unsafe { (self.gpu.driver).cuMemcpyHtoDAsync_v2(to.0, self.pointer, bytes.min(self.bytes), self.gpu.stream) }
     }
@@ -376,7 +394,7 @@ impl Pinned {
     ///
     /// # Errors
     /// What the driver answers.
-    pub fn fetch(&mut self, from: super::call::Address, bytes: usize) -> Result<()> {
+    pub fn fetch(&mut self, from: Address, bytes: usize) -> Result<()> {
         // SAFETY: as in `send`.
         unsafe { (self.gpu.driver).cuMemcpyDtoHAsync_v2(self.pointer, from.0, bytes.min(self.bytes), self.gpu.stream) }
     }
