@@ -8,7 +8,7 @@ use super::{
     },
     blas::{self, Scratch},
     call::{Address, Call, Element},
-    calls::attention,
+    calls::{attention, pointwise, sums},
     device::Libraries,
     dnn,
     library::failed,
@@ -30,7 +30,6 @@ pub(super) struct Lowering<'a> {
     pub store: &'a Store,
     pub element: Element,
     pub places: Places<'a>,
-    pub multiprocessors: usize,
 }
 
 /// A program's work.
@@ -41,11 +40,11 @@ pub(super) struct Lowered {
 }
 
 /// The work of one instruction while it is written down.
-struct Writing<'a, 'l> {
-    of: &'a Lowering<'a>,
+pub(super) struct Writing<'a, 'l> {
+    pub of: &'a Lowering<'a>,
     libraries: &'l mut Libraries,
     scratch: &'l mut Scratch,
-    work: Vec<Work>,
+    pub work: Vec<Work>,
     workspace_bytes: usize,
 }
 
@@ -75,7 +74,7 @@ impl Lowering<'_> {
         Ok(lowered)
     }
 
-    fn at(&self, id: ValueId) -> Address {
+    pub fn at(&self, id: ValueId) -> Address {
         let place = self.places.places.of(id);
         let area = match place.area {
             Area::Kept => self.places.kept,
@@ -84,24 +83,24 @@ impl Lowering<'_> {
         area.offset(place.offset)
     }
 
-    fn maybe_at(&self, id: Option<ValueId>) -> Address {
+    pub fn maybe_at(&self, id: Option<ValueId>) -> Address {
         id.map_or(Address::NONE, |id| self.at(id))
     }
 
-    fn dims(&self, id: ValueId) -> &[usize] {
+    pub fn dims(&self, id: ValueId) -> &[usize] {
         &self.program.value(id).dims
     }
 
-    fn len(&self, id: ValueId) -> usize {
+    pub fn len(&self, id: ValueId) -> usize {
         self.program.value(id).len()
     }
 
-    fn channels(&self, id: ValueId) -> usize {
+    pub fn channels(&self, id: ValueId) -> usize {
         self.program.value(id).channels()
     }
 
     /// Everything but the channels.
-    fn rows(&self, id: ValueId) -> usize {
+    pub fn rows(&self, id: ValueId) -> usize {
         self.len(id) / self.channels(id)
     }
 
@@ -110,7 +109,7 @@ impl Lowering<'_> {
         dims.try_into().map_err(|_| failed("a convolution", format!("of {dims:?}, which is no map")))
     }
 
-    fn element_of(&self, id: ValueId) -> Element {
+    pub fn element_of(&self, id: ValueId) -> Element {
         match self.program.value(id).kind {
             Kind::Activation => self.element,
             Kind::F32 | Kind::Ids => Element::F32,
@@ -121,8 +120,9 @@ impl Lowering<'_> {
         self.program.root(a) == self.program.root(b)
     }
 
-    fn trained(&self, id: ParamId) -> bool {
-        self.params.get(id).trained
+    /// Of a weight's gradient; none where the weight is frozen.
+    pub fn gradient_at(&self, id: Option<ParamId>) -> Address {
+        id.and_then(|id| self.store.gradient_at(id)).unwrap_or(Address::NONE)
     }
 }
 
@@ -135,12 +135,12 @@ struct Layer {
 }
 
 impl Writing<'_, '_> {
-    fn calls(&mut self, calls: impl IntoIterator<Item = Call>) {
+    pub fn calls(&mut self, calls: impl IntoIterator<Item = Call>) {
         self.work.extend(calls.into_iter().map(Work::Kernel));
     }
 
     /// Room in the workspace, for this instruction alone.
-    fn room(&mut self, bytes: usize) -> Address {
+    pub fn room(&mut self, bytes: usize) -> Address {
         self.workspace_bytes = self.workspace_bytes.max(bytes);
         self.of.places.workspace
     }
@@ -306,8 +306,27 @@ impl Writing<'_, '_> {
                 self.bias_gradient(bias, dy, add)
             }
             Op::Attention { .. } | Op::AttentionGrad { .. } => self.attention(op),
-            _ => self.rest(op),
+            _ => self.small(op),
         }
+    }
+
+    /// Sums over everything but the channels.
+    fn bias_gradient(&mut self, bias: Option<ParamId>, dy: ValueId, add: bool) -> Result<()> {
+        let result = self.of.gradient_at(bias);
+        if result != Address::NONE {
+            let (element, size) = (self.of.element, [self.of.rows(dy), self.of.channels(dy)]);
+            let workspace = self.room(sums::column_sums_workspace(element, size[0], size[1]));
+            self.calls(sums::column_sums(element, self.of.at(dy), result, workspace, size, add));
+        }
+        Ok(())
+    }
+
+    fn bias_and_residual(&mut self, bias: Option<ParamId>, residual: Option<ValueId>, y: ValueId) -> Result<()> {
+        let bias = bias.map_or(Address::NONE, |bias| self.of.store.weight_at(bias));
+        let (residual, rows, channels) = (self.of.maybe_at(residual), self.of.rows(y), self.of.channels(y));
+        let calls = pointwise::bias_residual(self.of.element, self.of.at(y), bias, residual, rows, channels);
+        self.calls(calls);
+        Ok(())
     }
 
     fn attention(&mut self, op: &Op) -> Result<()> {
@@ -373,9 +392,4 @@ impl Writing<'_, '_> {
         }
         Ok(())
     }
-}
-impl Writing<'_, '_> {
-    fn bias_gradient(&mut self, _: Option<ParamId>, _: ValueId, _: bool) -> Result<()> { Ok(()) }
-    fn bias_and_residual(&mut self, _: Option<ParamId>, _: Option<ValueId>, _: ValueId) -> Result<()> { Ok(()) }
-    fn rest(&mut self, _: &Op) -> Result<()> { Ok(()) }
 }

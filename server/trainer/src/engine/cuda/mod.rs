@@ -17,6 +17,7 @@ mod gpu;
 mod graph;
 pub mod library;
 mod lower;
+mod lower_small;
 pub mod selftest;
 pub mod session;
 mod store;

@@ -91,7 +91,7 @@ impl CudaSession {
         gpu.enter()?;
         Ok(Self {
             store: Store::new(gpu, &params, settings.element, settings.optimizer.moments)?,
-            optimizer: Optimizer::new(gpu, settings.optimizer)?,
+            optimizer: Optimizer::new(gpu, settings.optimizer),
             programs: Vec::new(),
             arena: Memory::new(gpu, 0, "the activations")?,
             workspace: Memory::new(gpu, 0, "the workspace")?,
@@ -175,7 +175,6 @@ impl CudaSession {
                 arena: self.arena.address,
                 workspace,
             },
-            multiprocessors: self.device.card().multiprocessors,
         }
     }
 
@@ -445,12 +444,14 @@ impl Session for CudaSession {
     fn moments(&mut self) -> Result<BTreeMap<String, Vec<u8>>> {
         self.device.gpu.enter()?;
         self.wait()?;
+        self.store.hold_gradients(self.settings.poison)?;
         self.optimizer.moments(&self.store, &self.params)
     }
 
     fn restore_moments(&mut self, moments: &BTreeMap<String, Vec<u8>>) -> Result<()> {
         self.device.gpu.enter()?;
         self.wait()?;
+        self.store.hold_gradients(self.settings.poison)?;
         self.optimizer.restore(&self.store, &self.params, moments)
     }
 }
