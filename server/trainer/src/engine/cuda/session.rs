@@ -18,7 +18,7 @@ use super::{
     convert,
     device::Device,
     gpu::{Memory, Pinned},
-    graph::{Mark, Recording},
+    graph::{self, Recording},
     library::failed,
     lower::{Lowering, Places as Lowered},
     store::Store,
@@ -200,7 +200,7 @@ impl CudaSession {
         };
         let optimizer = &self.optimizer;
         let issue = || {
-            list.issue(|_| Ok(()))?;
+            list.issue()?;
             if update { optimizer.issue() } else { Ok(()) }
         };
         if self.settings.eager || !*warm {
@@ -240,41 +240,27 @@ impl CudaSession {
         Ok(&self.landing.slice()[..bytes])
     }
 
-    /// Milliseconds of each instruction of one eager run, by the instruction's name, in program order; the update, where
-    /// there is one, comes last.
+    /// Milliseconds that the GPU takes for each instruction by itself, by the instruction's name, in program order; the
+    /// update, where there is one, comes last. Each is replayed a few dozen times, so that starting it costs nothing, on
+    /// whatever is in memory: what the session computed before is lost.
     ///
     /// # Errors
     /// What the device answers.
     pub fn profile(&mut self, id: ProgramId, update: Option<&Update>) -> Result<Vec<(&'static str, f32)>> {
         self.device.gpu.enter()?;
         self.lower(id)?;
-        if let Some(update) = update {
-            self.optimizer.prepare(&self.store, &self.params)?;
-            self.optimizer.set(update)?;
-        }
+        self.wait()?;
         let gpu = &self.device.gpu;
         let Some(list) = &self.programs[id.0].state.list else {
             return Err(failed("a program", "was not prepared"));
         };
-        let start = Mark::new(gpu)?;
-        let mut marks = Vec::new();
-        let mut mark = |name| {
-            let mark = Mark::new(gpu)?;
-            mark.set()?;
-            marks.push((name, mark));
-            Ok(())
-        };
-        start.set()?;
-        list.issue(&mut mark)?;
-        if update.is_some() {
-            self.optimizer.issue()?;
-            mark("Update")?;
+        let mut times = list.time_each()?;
+        if let Some(update) = update {
+            self.optimizer.prepare(&self.store, &self.params)?;
+            self.optimizer.set(update)?;
+            times.push(("Update", graph::time(gpu, || self.optimizer.issue())?));
         }
-        gpu.wait()?;
-        let mut before = &start;
-        (marks.iter())
-            .map(|(name, mark)| Ok((*name, mark.since(std::mem::replace(&mut before, mark))?)))
-            .collect()
+        Ok(times)
     }
 
     /// Kernels and copies that one captured step of `id` is made of, update included; 0 before it was captured.

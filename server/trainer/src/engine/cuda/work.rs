@@ -8,6 +8,7 @@ use super::{
     call::{Address, Call},
     dnn,
     gpu::Gpu,
+    graph,
 };
 
 pub(super) enum Work {
@@ -80,16 +81,22 @@ impl List {
         })
     }
 
-    /// Puts everything on the stream, in order. `after` is called after each instruction with its name.
+    /// Puts everything on the stream, in order.
     ///
     /// # Errors
     /// What the driver and the libraries answer.
-    pub fn issue(&self, mut after: impl FnMut(&'static str) -> Result<()>) -> Result<()> {
-        for (name, work) in &self.steps {
-            work.iter().try_for_each(|work| self.start(work))?;
-            after(name)?;
-        }
-        Ok(())
+    pub fn issue(&self) -> Result<()> {
+        let all = self.steps.iter().flat_map(|(_, work)| work);
+        all.into_iter().try_for_each(|work| self.start(work))
+    }
+
+    /// Milliseconds of each instruction by itself, with its name.
+    ///
+    /// # Errors
+    /// What the driver and the libraries answer.
+    pub fn time_each(&self) -> Result<Vec<(&'static str, f32)>> {
+        let time = |work: &Vec<Ready>| graph::time(&self.gpu, || work.iter().try_for_each(|work| self.start(work)));
+        self.steps.iter().map(|(name, work)| Ok((*name, time(work)?))).collect()
     }
 
     fn start(&self, work: &Ready) -> Result<()> {
