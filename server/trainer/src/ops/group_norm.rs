@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use super::{
     activation::silu_slope,
     kernel::{output, vectorized},
-    math::{sigmoid, sum_by},
     linear::sum_rows,
+    math::{sigmoid, sum_by},
     node::{Grads, Output, attach, needs, on_host, with_slices},
 };
 

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::{
     group_norm::{Statistics, statistics, statistics_dtype},
     kernel::{output, vectorized},
-    math::sum_by,
     linear::sum_rows,
+    math::sum_by,
     node::{Grads, Output, attach, needs, on_host, with_slices},
 };
 

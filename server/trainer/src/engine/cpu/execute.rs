@@ -88,7 +88,11 @@ impl<'a> Step<'a> {
             Op::Cast { x, y } => gates::copy(self.write(y), self.read(x)),
             Op::Add { a, b, y } => {
                 // In place in either.
-                let (plus, x) = if self.program.root(b) == self.program.root(y) { (b, a) } else { (a, b) };
+                let (plus, x) = if self.program.root(b) == self.program.root(y) {
+                    (b, a)
+                } else {
+                    (a, b)
+                };
                 let (plus, y) = (self.plus(Some(plus), y), self.write(y));
                 match plus {
                     Plus::Itself if self.program.root(a) == self.program.root(b) => {

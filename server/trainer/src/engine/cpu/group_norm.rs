@@ -64,7 +64,9 @@ impl GroupNorm<'_> {
     /// A group's numbers for each of its channels.
     fn by_channel(&self, of_group: impl Fn(usize) -> f32) -> Vec<f32> {
         let per_group = self.channels() / self.groups;
-        (0..self.channels()).map(|channel| of_group(channel / per_group)).collect()
+        (0..self.channels())
+            .map(|channel| of_group(channel / per_group))
+            .collect()
     }
 
     /// `centre` and `r` of each channel, so that `n = (x - centre) r`.
@@ -233,7 +235,10 @@ pub(crate) fn backward(out: Gradients, dy: &[f32], norm: GroupNorm, stats: &[f32
         .collect();
     if let Some(dshift) = out.dshift {
         for (dshift, row) in dshift.chunks_exact_mut(channels).zip(&rows) {
-            dshift.iter_mut().zip(&row.dshift).for_each(|(to, from)| *to = *from as f32);
+            dshift
+                .iter_mut()
+                .zip(&row.dshift)
+                .for_each(|(to, from)| *to = *from as f32);
         }
     }
     let sum = |to: Option<&mut [f32]>, of: fn(&ByChannel) -> &[f64]| {

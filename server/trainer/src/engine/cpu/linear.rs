@@ -6,19 +6,13 @@ use super::kernel::{Mat, MatMut, Onto, Plus, Write, column_sums, par_affine, par
 /// `x` `[tokens, inputs]` to `[tokens, outputs]`.
 pub(crate) fn forward(y: &mut [f32], x: &[f32], w: &[f32], outputs: usize, onto: Onto) {
     let inputs = w.len() / outputs;
-    let (x, w) = (
-        Mat::new(x, x.len() / inputs, inputs),
-        Mat::new(w, outputs, inputs),
-    );
+    let (x, w) = (Mat::new(x, x.len() / inputs, inputs), Mat::new(w, outputs, inputs));
     par_affine(y, x, w.t(), onto);
 }
 
 pub(crate) fn grad_x(dx: &mut [f32], dy: &[f32], w: &[f32], outputs: usize, plus: Plus) {
     let inputs = w.len() / outputs;
-    let (dy, w) = (
-        Mat::new(dy, dy.len() / outputs, outputs),
-        Mat::new(w, outputs, inputs),
-    );
+    let (dy, w) = (Mat::new(dy, dy.len() / outputs, outputs), Mat::new(w, outputs, inputs));
     par_affine(dx, dy, w, Onto { bias: None, plus });
 }
 

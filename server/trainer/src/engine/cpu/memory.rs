@@ -94,12 +94,18 @@ impl<'a> Lease<'a> {
             Area::Arena => self.arena,
         };
         let range = place.offset..place.offset + place.bytes;
-        assert!(range.end <= bytes && range.start % 4 == 0 && range.end % 4 == 0, "{place:?} of {bytes} bytes");
+        assert!(
+            range.end <= bytes && range.start % 4 == 0 && range.end % 4 == 0,
+            "{place:?} of {bytes} bytes"
+        );
         let mut held = self.held.borrow_mut();
         for (area, other, use_of) in held.iter() {
             let meet = *area == place.area && range.start < other.end && other.start < range.end;
             let both_read = wanted == Use::Read && *use_of == Use::Read;
-            assert!(!meet || both_read, "{place:?} meets what this instruction holds at {other:?}");
+            assert!(
+                !meet || both_read,
+                "{place:?} meets what this instruction holds at {other:?}"
+            );
         }
         held.push((place.area, range, wanted));
         // SAFETY: the place lies inside its memory.
@@ -118,7 +124,10 @@ impl<'a> Lease<'a> {
         unsafe { std::slice::from_raw_parts(start, len) }
     }
 
-    #[expect(clippy::mut_from_ref, reason = "every range is handed out for writing once, which `lend` checks")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "every range is handed out for writing once, which `lend` checks"
+    )]
     pub fn write(&self, place: Place) -> &'a mut [f32] {
         let (start, len) = self.lend(place, Use::Write);
         // SAFETY: as in `read`, and nobody else holds any of it.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{
     super::{
-        ir::{ParamTable, Param},
+        ir::{Param, ParamTable},
         optim::{
             adamw,
             adamw_8bit::{self, BLOCK, Block, Codes, Quantized, SMALL},
@@ -113,7 +113,10 @@ impl Part<'_> {
         match self {
             Self::F32(values) => {
                 let (words, _) = bytes.as_chunks::<4>();
-                values.iter_mut().zip(words).for_each(|(value, word)| *value = f32::from_le_bytes(*word));
+                values
+                    .iter_mut()
+                    .zip(words)
+                    .for_each(|(value, word)| *value = f32::from_le_bytes(*word));
             }
             Self::Codes(codes) => codes.copy_from_slice(bytes),
         }
@@ -157,7 +160,10 @@ impl Optimizer {
             .filter(|&index| params.params[index].trained)
             .filter_map(|index| Some((index, rate(index)?)))
             .collect();
-        let squares: f64 = trained.iter().map(|&(index, _)| sum_of_squares(&gradients[index])).sum();
+        let squares: f64 = trained
+            .iter()
+            .map(|&(index, _)| sum_of_squares(&gradients[index]))
+            .sum();
         let grad_norm = squares.sqrt() / update.loss_scale;
         if !grad_norm.is_finite() {
             return Ok(Updated {
@@ -256,8 +262,6 @@ fn refused(name: &str, why: &str) -> EngineError {
     }
 }
 
-
-
 fn runs(
     p: &mut [f32],
     g: &[f32],
@@ -265,7 +269,6 @@ fn runs(
     second: &mut [f32],
     run: impl Fn(&mut [f32], &[f32], &mut [f32], &mut [f32]) + Sync,
 ) {
-
     (p.par_chunks_mut(RUN).zip(g.par_chunks(RUN)))
         .zip(first.par_chunks_mut(RUN).zip(second.par_chunks_mut(RUN)))
         .for_each(|((p, g), (m, v))| run(p, g, m, v));

@@ -83,8 +83,9 @@ impl CpuSession {
             if updated && !trains.contains(&ParamId(index as u32)) {
                 return Err(EngineError::Device {
                     what: format!("`{}` cannot be updated", param.name),
-                    why: "the program computes no gradient of it: something between it and the loss does not pass it on"
-                        .to_owned(),
+                    why:
+                        "the program computes no gradient of it: something between it and the loss does not pass it on"
+                            .to_owned(),
                 });
             }
         }

@@ -114,7 +114,10 @@ impl Case {
             .collect();
         let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
         let mut reference = Reference::new(&self.params, weights.iter().map(|w| wide(w)).collect()).unwrap();
-        let given = inputs.iter().map(|(name, values)| ((*name).clone(), wide(values))).collect();
+        let given = inputs
+            .iter()
+            .map(|(name, values)| ((*name).clone(), wide(values)))
+            .collect();
         let expected = reference.run(&self.program, &given).unwrap();
 
         let run = |threads: usize| {
@@ -146,7 +149,8 @@ impl Case {
             all
         };
         let got = run(1);
-        let bits = |all: &BTreeMap<String, Vec<f32>>| -> Vec<u32> { all.values().flatten().map(|v| v.to_bits()).collect() };
+        let bits =
+            |all: &BTreeMap<String, Vec<f32>>| -> Vec<u32> { all.values().flatten().map(|v| v.to_bits()).collect() };
         assert_eq!(bits(&got), bits(&run(3)), "{what}: one and three threads differ");
         for (name, got) in &got {
             let want = match name.strip_prefix("gradient of p") {
@@ -271,7 +275,12 @@ fn convolution_with_any_window_at_odd_sizes() {
 
 #[test]
 fn group_norm_with_every_shift() {
-    for (dims, groups) in [([2, 5, 7, 6], 3), ([3, 3, 3, 4], 4), ([1, 1, 2, 6], 1), ([2, 40, 41, 24], 8)] {
+    for (dims, groups) in [
+        ([2, 5, 7, 6], 3),
+        ([3, 3, 3, 4], 4),
+        ([1, 1, 2, 6], 1),
+        ([2, 40, 41, 24], 8),
+    ] {
         for (how, silu, with_rows, with_channels) in [
             (0, true, true, true),
             (1, false, true, false),
@@ -373,7 +382,12 @@ fn attention_to_itself_across_and_causal() {
     ] {
         let mut case = Case::default();
         let (of_q, of_k) = ([2, queries, heads * d], [2, keys, heads * d]);
-        let (q, k, v, dy) = (case.input(&of_q), case.input(&of_k), case.input(&of_k), case.input(&of_q));
+        let (q, k, v, dy) = (
+            case.input(&of_q),
+            case.input(&of_k),
+            case.input(&of_k),
+            case.input(&of_q),
+        );
         let (y, stats) = (case.new(&of_q), case.stats(&[2, heads, queries]));
         case.op(Op::Attention {
             q,

@@ -1,3 +1,4 @@
 //! The engine on an NVIDIA GPU.
 
 pub mod call;
+pub mod calls;
