@@ -1,0 +1,78 @@
+//! Token and position embeddings (`embedding.cu`).
+
+use super::{
+    super::call::{Address, Call, Element},
+    Launch, sums,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub rows: usize,
+    pub tokens: usize,
+    pub width: usize,
+    pub vocabulary: usize,
+    /// Positions that the table of positions has; at least `tokens`.
+    pub positions: usize,
+}
+
+const THREADS: usize = 128;
+
+/// `y[row, i] = table[ids[row, i]] + positions[i]`; ids are u32 and below the vocabulary's size.
+pub fn embedding(
+    element: Element,
+    shape: &Shape,
+    ids: Address,
+    [table, positions]: [Address; 2],
+    y: Address,
+) -> Vec<Call> {
+    let name = format!("embedding_{}", element.suffix());
+    let launch = Launch::new(name, [shape.rows * shape.tokens, 1, 1], THREADS);
+    vec![
+        launch
+            .at([ids, table, positions, y])
+            .ints([shape.tokens, shape.width])
+            .0,
+    ]
+}
+
+/// Gradients of both tables, of which either may be absent. Rows of tokens that did not occur become zero unless `add`.
+pub fn embedding_grad(
+    element: Element,
+    shape: &Shape,
+    dy: Address,
+    ids: Address,
+    [dtable, dpositions]: [Address; 2],
+    add: bool,
+) -> Vec<Call> {
+    let &Shape {
+        rows,
+        tokens,
+        width,
+        vocabulary,
+        positions,
+    } = shape;
+    let mut calls = Vec::new();
+    if dtable != Address::NONE {
+        if !add {
+            calls.extend(sums::zero(dtable, vocabulary * width * element.bytes()));
+        }
+        let launch = Launch::new(
+            format!("embedding_grad_{}", element.suffix()),
+            [rows * tokens, 1, 1],
+            THREADS,
+        );
+        calls.push(launch.at([dy, ids, dtable]).ints([width, usize::from(add)]).0);
+    }
+    if dpositions != Address::NONE {
+        if !add && positions > tokens {
+            let bytes = tokens * width * element.bytes();
+            calls.extend(sums::zero(
+                dpositions.offset(bytes),
+                (positions - tokens) * width * element.bytes(),
+            ));
+        }
+        let launch = Launch::new(format!("positions_grad_{}", element.suffix()), [tokens, 1, 1], THREADS);
+        calls.push(launch.at([dy, dpositions]).ints([rows, width, usize::from(add)]).0);
+    }
+    calls
+}

@@ -1,0 +1,82 @@
+//! Sums over rows, and zeros (`sums.cu`).
+
+use super::{
+    super::call::{Address, Call, Element},
+    Launch, THREADS, widest,
+};
+
+/// Vectors of columns, side by side, of a block; the other threads are rows.
+const TILE: usize = 8;
+/// Blocks that share a tile's rows find out by a counter who is last; there are so many counters.
+const COUNTERS: usize = 4096;
+/// Blocks that fill a large GPU. Not the card's own number, so that sums are made alike on every card.
+const ENOUGH_BLOCKS: usize = 264;
+/// Below so many rows a block more costs more than it helps.
+const ROWS_OF_A_PART: usize = 128;
+
+/// Into how many parts of rows the sum is cut, and rows of a part.
+fn parts(element: Element, rows: usize, columns: usize) -> (usize, usize) {
+    let tiles = columns.div_ceil(TILE * widest(element, &[columns]));
+    if tiles > COUNTERS {
+        return (1, rows);
+    }
+    let wanted = (ENOUGH_BLOCKS / tiles).clamp(1, rows.div_ceil(ROWS_OF_A_PART).max(1));
+    let of_a_part = rows.div_ceil(wanted).max(1);
+    (rows.div_ceil(of_a_part).max(1), of_a_part)
+}
+
+/// Bytes that [`column_sums`] needs besides its operands.
+pub fn column_sums_workspace(element: Element, rows: usize, columns: usize) -> usize {
+    match parts(element, rows, columns) {
+        (1, _) => 0,
+        (parts, _) => parts * columns * 4,
+    }
+}
+
+/// `sums[column]` = sum over rows of `x` `[rows, columns]`, added to what is there with `add`: a bias' gradient.
+pub fn column_sums(
+    element: Element,
+    x: Address,
+    sums: Address,
+    workspace: Address,
+    [rows, columns]: [usize; 2],
+    add: bool,
+) -> Vec<Call> {
+    let width = widest(element, &[columns]);
+    let (parts, of_a_part) = parts(element, rows, columns);
+    let name = format!("column_sums_{width}_{}", element.suffix());
+    let launch = Launch::new(name, [columns.div_ceil(TILE * width), parts, 1], THREADS);
+    vec![
+        launch
+            .at([x, sums, workspace])
+            .ints([rows, columns, of_a_part, usize::from(add)])
+            .0,
+    ]
+}
+
+/// Sums over the first dimension of F32 `[parts, 2, columns]`, in order, to two results of the element type: what other kernels
+/// leave as partial sums of a weight's and a bias' gradient. Either result may be absent.
+pub(super) fn sum_parts(
+    element: Element,
+    from: Address,
+    results: [Address; 2],
+    [parts, columns]: [usize; 2],
+    add: bool,
+) -> Call {
+    let name = format!("sum_parts_{}", element.suffix());
+    let launch = Launch::new(name, [(2 * columns).div_ceil(32), 1, 1], THREADS);
+    launch.at([from]).at(results).ints([parts, columns, usize::from(add)]).0
+}
+
+/// Zeros. `at` and `bytes` are multiples of 2.
+pub fn zero(at: Address, bytes: usize) -> Vec<Call> {
+    if bytes == 0 {
+        return vec![];
+    }
+    vec![
+        Launch::flat("zero".to_owned(), bytes.div_ceil(16))
+            .at([at])
+            .longs([bytes])
+            .0,
+    ]
+}
