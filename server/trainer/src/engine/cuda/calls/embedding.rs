@@ -2,7 +2,7 @@
 
 use super::{
     super::call::{Address, Call, Element},
-    Launch, sums,
+    Launch, THREADS, sums,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +14,6 @@ pub struct Shape {
     /// Positions that the table of positions has; at least `tokens`.
     pub positions: usize,
 }
-
-const THREADS: usize = 128;
 
 /// `y[row, i] = table[ids[row, i]] + positions[i]`; ids are u32 and below the vocabulary's size.
 pub fn embedding(
@@ -56,11 +54,8 @@ pub fn embedding_grad(
         if !add {
             calls.extend(sums::zero(dtable, vocabulary * width * element.bytes()));
         }
-        let launch = Launch::new(
-            format!("embedding_grad_{}", element.suffix()),
-            [rows * tokens, 1, 1],
-            THREADS,
-        );
+        let grid = [rows * tokens, width.div_ceil(THREADS), 1];
+        let launch = Launch::new(format!("embedding_grad_{}", element.suffix()), grid, THREADS);
         calls.push(launch.at([dy, ids, dtable]).ints([width, usize::from(add)]).0);
     }
     if dpositions != Address::NONE {

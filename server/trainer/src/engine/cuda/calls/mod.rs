@@ -21,18 +21,19 @@ use super::call::{Address, Argument, Call, Element};
 /// Threads of a block where nothing else decides.
 const THREADS: usize = 256;
 
-/// Elements in the 16 bytes that a thread reads at once.
+fn addresses(all: &[Address]) -> Vec<Argument> {
+    all.iter().copied().map(Argument::Address).collect()
+}
+
+/// Elements in the sixteen bytes that a thread moves at once.
 fn vector(element: Element) -> usize {
     16 / element.bytes()
 }
 
-/// The widest vector, in elements, that divides all of `sizes`.
-fn widest(element: Element, sizes: &[usize]) -> usize {
-    let mut width = vector(element);
-    while sizes.iter().any(|size| !size.is_multiple_of(width)) {
-        width /= 2;
-    }
-    width
+/// Neighbouring elements that a thread moves at once: sixteen bytes' worth where rows of `channels` allow it, else one.
+fn vector_of(element: Element, channels: usize) -> usize {
+    let most = vector(element);
+    if channels.is_multiple_of(most) { most } else { 1 }
 }
 
 /// A launch that is being written down; arguments in the kernel's order.
@@ -54,11 +55,6 @@ impl Launch {
         Self::new(name, [count.div_ceil(THREADS).max(1), 1, 1], THREADS)
     }
 
-    fn shared(mut self, bytes: usize) -> Self {
-        self.0.shared_bytes = bytes as u32;
-        self
-    }
-
     fn at<const N: usize>(mut self, addresses: [Address; N]) -> Self {
         self.0.arguments.extend(addresses.map(Argument::Address));
         self
@@ -72,11 +68,6 @@ impl Launch {
     /// Sizes that may not fit 32 bits.
     fn longs<const N: usize>(mut self, sizes: [usize; N]) -> Self {
         self.0.arguments.extend(sizes.map(|size| Argument::I64(size as i64)));
-        self
-    }
-
-    fn float(mut self, value: f64) -> Self {
-        self.0.arguments.push(Argument::F32(value as f32));
         self
     }
 }

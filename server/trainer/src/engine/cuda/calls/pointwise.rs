@@ -5,7 +5,7 @@ use super::{
         super::ir::Activation,
         call::{Address, Call, Element},
     },
-    Launch, vector, widest,
+    Launch, vector, vector_of,
 };
 
 /// `y = x` in another type. One of the two is F32.
@@ -37,7 +37,7 @@ pub fn bias_residual(
     if bias == Address::NONE && residual == Address::NONE {
         return vec![];
     }
-    let width = widest(element, &[channels]);
+    let width = vector_of(element, channels);
     let name = format!("bias_residual_{width}_{}", element.suffix());
     let launch = Launch::flat(name, pixels * channels / width);
     vec![
@@ -83,7 +83,7 @@ pub fn activate_grad(
 
 /// `y = a * gelu(b)`, `x` `[pixels, 2 * channels]`, `y` `[pixels, channels]`.
 pub fn geglu(element: Element, x: Address, y: Address, pixels: usize, channels: usize) -> Vec<Call> {
-    let width = widest(element, &[channels]);
+    let width = vector_of(element, channels);
     let name = format!("geglu_{width}_{}", element.suffix());
     let launch = Launch::flat(name, pixels * channels / width);
     vec![launch.at([x, y]).ints([channels]).longs([pixels * channels]).0]
@@ -91,7 +91,7 @@ pub fn geglu(element: Element, x: Address, y: Address, pixels: usize, channels: 
 
 /// `dy` `[pixels, channels]`, `x` and `dx` `[pixels, 2 * channels]`; `dx` may be `x`.
 pub fn geglu_grad(element: Element, [dy, x]: [Address; 2], dx: Address, pixels: usize, channels: usize) -> Vec<Call> {
-    let width = widest(element, &[channels]);
+    let width = vector_of(element, channels);
     let name = format!("geglu_grad_{width}_{}", element.suffix());
     let launch = Launch::flat(name, pixels * channels / width);
     vec![launch.at([dy, x, dx]).ints([channels]).longs([pixels * channels]).0]

@@ -2,7 +2,7 @@
 
 use super::{
     super::call::{Address, Call, Element},
-    Launch, widest,
+    Launch, vector_of,
 };
 
 /// A map `[rows, from, channels]` that becomes `[rows, to, channels]`; sizes are height and width.
@@ -22,7 +22,7 @@ pub fn upsample(element: Element, shape: &Resize, x: Address, y: Address) -> Vec
         to,
         channels,
     } = shape;
-    let width = widest(element, &[channels]);
+    let width = vector_of(element, channels);
     let vectors = rows * to[0] * to[1] * (channels / width);
     let launch = Launch::flat(format!("upsample_{width}_{}", element.suffix()), vectors);
     vec![
@@ -44,7 +44,7 @@ pub fn upsample_grad(element: Element, shape: &Resize, dy: Address, plus: Addres
         to,
         channels,
     } = shape;
-    let width = widest(element, &[channels]);
+    let width = vector_of(element, channels);
     let vectors = rows * from[0] * from[1] * (channels / width);
     let launch = Launch::flat(format!("upsample_grad_{width}_{}", element.suffix()), vectors);
     vec![
@@ -60,7 +60,7 @@ pub fn upsample_grad(element: Element, shape: &Resize, dy: Address, plus: Addres
 
 /// `y` `[pixels, channels of a + channels of b]`.
 pub fn concat(element: Element, [a, b]: [Address; 2], y: Address, pixels: usize, channels: [usize; 2]) -> Vec<Call> {
-    let width = widest(element, &channels);
+    let width = vector_of(element, channels[0]).min(vector_of(element, channels[1]));
     let vectors = pixels * (channels[0] + channels[1]) / width;
     let launch = Launch::flat(format!("concat_{width}_{}", element.suffix()), vectors);
     vec![launch.at([a, b, y]).ints(channels).longs([vectors]).0]
@@ -74,7 +74,7 @@ pub fn concat_grad(
     pixels: usize,
     channels: [usize; 2],
 ) -> Vec<Call> {
-    let width = widest(element, &channels);
+    let width = vector_of(element, channels[0]).min(vector_of(element, channels[1]));
     let vectors = pixels * (channels[0] + channels[1]) / width;
     let launch = Launch::flat(format!("concat_grad_{width}_{}", element.suffix()), vectors);
     vec![launch.at([dy, da, db]).ints(channels).longs([vectors]).0]

@@ -2,7 +2,7 @@
 
 use super::{
     super::call::{Address, Call, Element},
-    Launch, THREADS, widest,
+    Launch, THREADS, vector_of,
 };
 
 /// Vectors of columns, side by side, of a block; the other threads are rows.
@@ -16,7 +16,7 @@ const ROWS_OF_A_PART: usize = 128;
 
 /// Into how many parts of rows the sum is cut, and rows of a part.
 fn parts(element: Element, rows: usize, columns: usize) -> (usize, usize) {
-    let tiles = columns.div_ceil(TILE * widest(element, &[columns]));
+    let tiles = columns.div_ceil(TILE * vector_of(element, columns));
     if tiles > COUNTERS {
         return (1, rows);
     }
@@ -42,7 +42,7 @@ pub fn column_sums(
     [rows, columns]: [usize; 2],
     add: bool,
 ) -> Vec<Call> {
-    let width = widest(element, &[columns]);
+    let width = vector_of(element, columns);
     let (parts, of_a_part) = parts(element, rows, columns);
     let name = format!("column_sums_{width}_{}", element.suffix());
     let launch = Launch::new(name, [columns.div_ceil(TILE * width), parts, 1], THREADS);
@@ -52,20 +52,6 @@ pub fn column_sums(
             .ints([rows, columns, of_a_part, usize::from(add)])
             .0,
     ]
-}
-
-/// Sums over the first dimension of F32 `[parts, 2, columns]`, in order, to two results of the element type: what other kernels
-/// leave as partial sums of a weight's and a bias' gradient. Either result may be absent.
-pub(super) fn sum_parts(
-    element: Element,
-    from: Address,
-    results: [Address; 2],
-    [parts, columns]: [usize; 2],
-    add: bool,
-) -> Call {
-    let name = format!("sum_parts_{}", element.suffix());
-    let launch = Launch::new(name, [(2 * columns).div_ceil(32), 1, 1], THREADS);
-    launch.at([from]).at(results).ints([parts, columns, usize::from(add)]).0
 }
 
 /// Zeros. `at` and `bytes` are multiples of 2.
