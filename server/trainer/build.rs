@@ -60,7 +60,7 @@ fn compile(source: &Path, image: &Path) -> Result<Job, Box<dyn Error>> {
     let architectures: Vec<&str> = architectures.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
     let newest = architectures.last().ok_or("LIKENESS_CUDA_ARCHS names no compute capability")?;
     let mut command = Command::new(&nvcc);
-    command.args(["--fatbin", "-O3", "--std=c++17", "--expt-relaxed-constexpr", "-compress-all"]);
+    command.args(["--fatbin", "-O3", "--std=c++17", "--expt-relaxed-constexpr"]);
     for one in &architectures {
         command.arg(format!("-gencode=arch=compute_{one},code=sm_{one}"));
     }

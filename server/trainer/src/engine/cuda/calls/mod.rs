@@ -71,12 +71,3 @@ impl Launch {
         self
     }
 }
-
-fn addresses(all: &[Address]) -> Vec<Argument> {
-    all.iter().copied().map(Argument::Address).collect()
-}
-
-/// Neighbouring elements that a thread moves at once: sixteen bytes' worth where rows of `channels` allow it, else one.
-fn vector_of(element: Element, channels: usize) -> usize {
-    if channels.is_multiple_of(vector(element)) { vector(element) } else { 1 }
-}
