@@ -12,7 +12,7 @@ const COUNTERS: usize = 4096;
 /// Blocks that fill a large GPU. Not the card's own number, so that sums are made alike on every card.
 const ENOUGH_BLOCKS: usize = 264;
 /// Below so many rows a block more costs more than it helps.
-const ROWS_OF_A_PART: usize = 128;
+const ROWS_OF_A_PART: usize = 160;
 
 /// Into how many parts of rows the sum is cut, and rows of a part.
 fn parts(element: Element, rows: usize, columns: usize) -> (usize, usize) {
