@@ -7,6 +7,7 @@
 #include "vectors.cuh"
 
 constexpr int THREADS = 512;
+constexpr int FINISHERS = 1024;
 
 /// Which channels and pixels of its band a thread has.
 struct Place {
@@ -38,6 +39,15 @@ __device__ __forceinline__ void load_shift(float (&shift)[N], const T* rows, con
     }
 }
 
+/// A value of the group, near its mean where the mean is far from zero: squares are taken of differences to it, or they would cancel.
+template <typename T>
+__device__ __forceinline__ float pivot(const T* x, const T* shift_rows, const T* shift_channels, int row, int group, const Shape& shape) {
+    float shift[1];
+    const int channel = group * shape.size();
+    load_shift<T, 1>(shift, shift_rows, shift_channels, row, shape.channels, channel);
+    return static_cast<float>(x[static_cast<size_t>(row) * shape.pixels * shape.channels + channel]) + shift[0];
+}
+
 /// Sum, and sum of squares around the band's own mean, of each group: `parts` `[rows, bands, groups, 2]`. Grid: bands, rows.
 template <typename T, int N>
 __device__ __forceinline__ void group_norm_sums(const T* x, const T* shift_rows, const T* shift_channels, float* parts, Shape shape) {
@@ -50,6 +60,8 @@ __device__ __forceinline__ void group_norm_sums(const T* x, const T* shift_rows,
         for (int vector = place.vector; vector < shape.channels / N; vector += place.step) {
             float shift[N], sum[N] = {}, squares[N] = {};
             load_shift<T, N>(shift, shift_rows, shift_channels, row, shape.channels, vector * N);
+#pragma unroll
+            for (int i = 0; i < N; ++i) shift[i] -= pivot(x, shift_rows, shift_channels, row, (vector * N + i) / shape.size(), shape);
 #pragma unroll 4
             for (int pixel = place.lane; pixel < count; pixel += place.lanes) {
                 float values[N];
@@ -81,8 +93,9 @@ __device__ __forceinline__ void group_norm_sums(const T* x, const T* shift_rows,
         squares = sum_of_warp(squares);
         if (threadIdx.x % 32 == 0) {
             float* to = parts + ((static_cast<size_t>(row) * shape.bands + band) * shape.groups + group) * 2;
-            to[0] = sum;
-            to[1] = fmaxf(squares - sum * (sum / static_cast<float>(max(count * size, 1))), 0.0f);
+            const float members = static_cast<float>(count * size);
+            to[0] = sum + members * pivot(x, shift_rows, shift_channels, row, group, shape);
+            to[1] = fmaxf(squares - sum * (sum / fmaxf(members, 1.0f)), 0.0f);
         }
     }
 }
@@ -220,56 +233,60 @@ __device__ __forceinline__ void group_norm_grad_sums(const T* dy, const T* x, co
 }
 
 /// Everything that sums give: of each row and group the sums of w dz and w dz n (`group_sums` `[rows, groups, 2]`), gradients of w, b
-/// and of what was added. Sums of ds over the pixels follow from those of dz and n. Grid: groups; 256 threads.
+/// and of what was added. Sums of ds over the pixels follow from those of dz and n. Grid: groups; 1024 threads.
 template <typename T>
 __device__ __forceinline__ void group_norm_grad_finish(const T* w, const float* stats, const float* parts, float* group_sums, T* dw, T* db,
                                                        T* dshift_rows, T* dshift_channels, int rows, int add, Shape shape) {
-    // `[3, size]` of one row, then the same added up over rows: dw, db, dshift of channels.
-    extern __shared__ float shared[];
+    // `[rows, 3, size]`: sums of dz, dz n and n; then `[rows, 2]`: the group's totals.
+    extern __shared__ float sums[];
     const int group = blockIdx.x, size = shape.size(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float* of_row = shared;
-    float* of_all = shared + 3 * size;
-    __shared__ float totals[2];
-    for (int i = threadIdx.x; i < 3 * size; i += blockDim.x) of_all[i] = 0.0f;
-    for (int row = 0; row < rows; ++row) {
-        __syncthreads();
-        // A warp adds up one channel's bands.
-        for (int i = warp; i < 3 * size; i += blockDim.x / 32) {
-            const float* from = parts + (static_cast<size_t>(row) * shape.bands * 3 + i / size) * shape.channels + group * size + i % size;
-            float sum = 0.0f;
-            for (int band = lane; band < shape.bands; band += 32) sum += from[static_cast<size_t>(band) * 3 * shape.channels];
-            sum = sum_of_warp(sum);
-            if (lane == 0) of_row[i] = sum;
+    float* totals = sums + rows * 3 * size;
+    // Four threads share a sum's bands. All threads go round equally often, as they shuffle.
+    for (int start = 0; start < rows * 3 * size; start += FINISHERS / 4) {
+        const int i = start + threadIdx.x / 4, row = i / (3 * size), kind = i / size % 3, channel = group * size + i % size;
+        float sum = 0.0f;
+        if (i < rows * 3 * size) {
+            const float* from = parts + (static_cast<size_t>(row) * shape.bands * 3 + kind) * shape.channels + channel;
+#pragma unroll 8
+            for (int band = threadIdx.x % 4; band < shape.bands; band += 4) sum += from[static_cast<size_t>(band) * 3 * shape.channels];
         }
-        __syncthreads();
-        if (warp == 0) {
-            float a = 0.0f, b = 0.0f;
-            for (int i = lane; i < size; i += 32) {
-                a += static_cast<float>(w[group * size + i]) * of_row[i];
-                b += static_cast<float>(w[group * size + i]) * of_row[size + i];
-            }
-            a = sum_of_warp(a);
-            b = sum_of_warp(b);
-            if (lane == 0) {
-                totals[0] = group_sums[(row * shape.groups + group) * 2] = a;
-                totals[1] = group_sums[(row * shape.groups + group) * 2 + 1] = b;
-            }
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (i < rows * 3 * size && threadIdx.x % 4 == 0) sums[i] = sum;
+    }
+    __syncthreads();
+    for (int row = warp; row < rows; row += FINISHERS / 32) {
+        const float* own = sums + row * 3 * size;
+        float a = 0.0f, b = 0.0f;
+        for (int i = lane; i < size; i += 32) {
+            a += static_cast<float>(w[group * size + i]) * own[i];
+            b += static_cast<float>(w[group * size + i]) * own[size + i];
         }
-        __syncthreads();
-        const float rstd = stats[(row * shape.groups + group) * 2 + 1], members = static_cast<float>(shape.pixels) * size;
-        for (int i = threadIdx.x; i < size; i += blockDim.x) {
-            const float ds = rstd * (static_cast<float>(w[group * size + i]) * of_row[i] -
-                                     (totals[0] * static_cast<float>(shape.pixels) + totals[1] * of_row[2 * size + i]) / members);
-            if (dshift_rows) dshift_rows[static_cast<size_t>(row) * shape.channels + group * size + i] = static_cast<T>(ds);
-            of_all[i] += of_row[size + i];
-            of_all[size + i] += of_row[i];
-            of_all[2 * size + i] += ds;
+        a = sum_of_warp(a);
+        b = sum_of_warp(b);
+        if (lane == 0) {
+            totals[row * 2] = group_sums[(row * shape.groups + group) * 2] = a;
+            totals[row * 2 + 1] = group_sums[(row * shape.groups + group) * 2 + 1] = b;
         }
     }
-    for (int i = threadIdx.x; i < size; i += blockDim.x) {
-        put_gradient(dw, group * size + i, of_all[i], add);
-        put_gradient(db, group * size + i, of_all[size + i], add);
-        put_gradient(dshift_channels, group * size + i, of_all[2 * size + i], add);
+    __syncthreads();
+    const float members = static_cast<float>(shape.pixels) * size;
+    for (int i = threadIdx.x; i < size; i += FINISHERS) {
+        const int channel = group * size + i;
+        float dw_sum = 0.0f, db_sum = 0.0f, dshift_sum = 0.0f;
+        for (int row = 0; row < rows; ++row) {
+            const float* own = sums + row * 3 * size;
+            const float rstd = stats[(row * shape.groups + group) * 2 + 1];
+            const float ds = rstd * (static_cast<float>(w[channel]) * own[i] -
+                                     (totals[row * 2] * static_cast<float>(shape.pixels) + totals[row * 2 + 1] * own[2 * size + i]) / members);
+            if (dshift_rows) dshift_rows[static_cast<size_t>(row) * shape.channels + channel] = static_cast<T>(ds);
+            dw_sum += own[size + i];
+            db_sum += own[i];
+            dshift_sum += ds;
+        }
+        put_gradient(dw, channel, dw_sum, add);
+        put_gradient(db, channel, db_sum, add);
+        put_gradient(dshift_channels, channel, dshift_sum, add);
     }
 }
 
@@ -334,7 +351,7 @@ __device__ __forceinline__ void group_norm_grad_apply(const T* dy, const T* x, c
 #define GROUP_NORM_ALL(TYPE, SUFFIX, N)                                                                                                    \
     GROUP_NORM(TYPE, SUFFIX, N)                                                                                                            \
     GROUP_NORM(TYPE, SUFFIX, 1)                                                                                                            \
-    extern "C" __global__ void __launch_bounds__(256) group_norm_grad_finish_##SUFFIX(                                                     \
+    extern "C" __global__ void __launch_bounds__(FINISHERS) group_norm_grad_finish_##SUFFIX(                                                     \
         const TYPE* w, const float* stats, const float* parts, float* group_sums, TYPE* dw, TYPE* db, TYPE* dshift_rows,                   \
         TYPE* dshift_channels, int rows, int add, int pixels, int channels, int groups, int bands) {                                       \
         group_norm_grad_finish<TYPE>(w, stats, parts, group_sums, dw, db, dshift_rows, dshift_channels, rows, add,                         \

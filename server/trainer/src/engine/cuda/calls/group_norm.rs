@@ -5,6 +5,8 @@ use super::{addresses, vector_of};
 
 /// Of the kernels over maps.
 const THREADS: usize = 512;
+/// Of the kernel that adds up the bands' sums.
+const FINISHERS: usize = 1024;
 /// Bands of all rows together that keep a large GPU busy; every band's sums are read again by each block of its row, so not
 /// more than [`MOST_BANDS`] a row. Fixed numbers and not the card's, so that sums are made alike on every card.
 const ENOUGH_BLOCKS: usize = 264;
@@ -176,8 +178,8 @@ pub fn backward(element: Element, shape: &Shape, silu: bool, add: bool, at: &Bac
         call(
             format!("group_norm_grad_finish_{suffix}"),
             [shape.groups, 1],
-            256,
-            4 * 6 * (shape.channels / shape.groups),
+            FINISHERS,
+            4 * shape.rows * (3 * shape.channels / shape.groups + 2),
             finish,
         ),
         call(
