@@ -88,6 +88,7 @@ __device__ __forceinline__ void store_master(const float (&p)[1], __nv_bfloat16*
 /// Sums of squares by block, of the groups that have a learning rate.
 template <typename T, int N>
 __device__ __forceinline__ void squares(const T* gradients, const uint8_t* groups, const Numbers* numbers, float* sums, long long len) {
+    begin();
     __shared__ float warps[THREADS / 32];
     uint32_t present = 0;
 #pragma unroll
@@ -111,6 +112,7 @@ __device__ __forceinline__ void squares(const T* gradients, const uint8_t* group
 
 /// The norm, and what gradients are multiplied by. One block.
 KERNEL(THREADS) clip(const float* sums, const Numbers* numbers, Result* result, int count) {
+    begin();
     __shared__ double lanes[THREADS];
     double sum = 0.0;
     for (int i = threadIdx.x; i < count; i += THREADS) sum += sums[i];
@@ -132,6 +134,7 @@ KERNEL(THREADS) clip(const float* sums, const Numbers* numbers, Result* result, 
 template <typename T, bool TORCH>
 __device__ __forceinline__ void adamw(T* weights, void* rests, const T* gradients, float* first, float* second, const uint8_t* groups,
                                       const Numbers* numbers, const Result* result, long long len) {
+    begin();
     constexpr int N = 4;
     const size_t at = (static_cast<size_t>(blockIdx.x) * THREADS + threadIdx.x) * N;
     if (at >= len || result->finite == 0.0f) return;
@@ -243,6 +246,7 @@ template <typename T>
 __device__ __forceinline__ void adamw_8bit(T* weights, void* rests, const T* gradients, uint8_t* first_codes, float* first_largest,
                                            uint8_t* second_codes, float* second_largest, const uint8_t* groups, const Tables* all_tables,
                                            const Numbers* numbers, const Result* result, int blocks) {
+    begin();
     constexpr int N = BLOCK / 32;
     __shared__ Tables tables;
     static_assert(sizeof(Tables) % 4 == 0, "copied in words");
@@ -297,6 +301,7 @@ __device__ __forceinline__ void adamw_8bit(T* weights, void* rests, const T* gra
 
 template <typename T>
 __device__ __forceinline__ void split_master(const float* from, T* copy, void* rest, long long len) {
+    begin();
     const size_t at = static_cast<size_t>(blockIdx.x) * THREADS + threadIdx.x;
     if (at >= len) return;
     const float p[1] = {from[at]};
@@ -309,6 +314,7 @@ __device__ __forceinline__ void split_master(const float* from, T* copy, void* r
 
 template <typename T>
 __device__ __forceinline__ void join_master(const T* copy, const void* rest, float* to, long long len) {
+    begin();
     const size_t at = static_cast<size_t>(blockIdx.x) * THREADS + threadIdx.x;
     if (at >= len) return;
     float p[1] = {static_cast<float>(copy[at])};
