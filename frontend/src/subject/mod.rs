@@ -109,7 +109,7 @@ fn Prompts(prep: Prep) -> impl IntoView {
                 follows=Signal::derive(move || with_words(|d| recipe::instance_prompt(&d.token, &d.class_noun)))
                 problem=prep.problem("concepts.0.instance_prompt")
                 edit=move |text| prep.draft.update(|d| d.instance_prompt = text)
-                about="Use it in your prompts later, and build on it: photo of zwx dog in a bucket."
+                about=Signal::derive(move || format!("Use it in your prompts later, and build on it: “{}, in a garden”.", instance.get()))
             />
             <Show when=move || prior.get() fallback=|| view! { <p class="quiet">"Without prior preservation there are no pictures of the kind, and no caption for them."</p> }>
                 <Prompt
@@ -119,7 +119,7 @@ fn Prompts(prep: Prep) -> impl IntoView {
                     follows=Signal::derive(move || with_words(|d| recipe::class_prompt(&d.class_noun)))
                     problem=prep.problem("concepts.0.class_prompt")
                     edit=move |text| prep.draft.update(|d| d.class_prompt = text)
-                    about="The base model draws these, so that it does not forget what others of the kind look like."
+                    about=Signal::stored("The base model draws these, so that it does not forget what others of the kind look like.".to_owned())
                 />
             </Show>
         </fieldset>
@@ -135,7 +135,7 @@ fn Prompt(
     follows: Signal<String>,
     problem: Signal<Option<String>>,
     edit: impl Fn(Option<String>) + Copy + Send + Sync + 'static,
-    about: &'static str,
+    about: Signal<String>,
 ) -> impl IntoView {
     let edited = move || value.get() != follows.get();
     view! {
@@ -161,7 +161,7 @@ fn Prompt(
             <p class="quiet" id=format!("{name}-about")>
                 {move || match problem.get() {
                     Some(words) => view! { <span class="field-problem">{words}</span> }.into_any(),
-                    None => about.into_any(),
+                    None => about.get().into_any(),
                 }}
             </p>
         </div>
