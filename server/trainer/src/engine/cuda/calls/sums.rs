@@ -66,3 +66,46 @@ pub fn zero(at: Address, bytes: usize) -> Vec<Call> {
             .0,
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_hold_all_rows_and_each_has_some() {
+        for element in [Element::F32, Element::Bf16] {
+            for (rows, columns) in [
+                (8192, 320),
+                (154, 768),
+                (1, 1),
+                (161, 8),
+                (4097, 13),
+                (5, 100_000),
+                (3, 8 * COUNTERS + 8),
+            ] {
+                let (parts, of_a_part) = parts(element, rows, columns);
+                assert!(
+                    parts * of_a_part >= rows && (parts - 1) * of_a_part < rows,
+                    "{rows} {columns}"
+                );
+                let workspace = column_sums_workspace(element, rows, columns);
+                assert_eq!(workspace, if parts == 1 { 0 } else { parts * columns * 4 });
+                let calls = column_sums(
+                    element,
+                    Address(256),
+                    Address(512),
+                    Address(768),
+                    [rows, columns],
+                    false,
+                );
+                assert_eq!(calls[0].grid[1] as usize, parts);
+                assert!(
+                    parts == 1 || calls[0].grid[0] as usize <= COUNTERS,
+                    "each tile has a counter"
+                );
+            }
+        }
+        // Enough blocks for a large GPU.
+        assert_eq!(parts(Element::Bf16, 8192, 320).0, 52);
+    }
+}
