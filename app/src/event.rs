@@ -67,21 +67,33 @@ pub enum EventKind {
         trained_tensors: u32,
         photos: u32,
         class_images: u32,
+        /// Batches whose gradients each step adds up.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        micro_batches_per_step: u32,
         /// Samples come after these steps (0 = the base model, before training).
         sample_steps: Vec<u32>,
     },
-    /// One step (micro-batch) is done. `step` counts from 1.
+    /// One step is done: an optimizer update, or of a strict run a micro-batch. `step` counts from 1.
     Step {
         step: u32,
-        /// `instance_loss + weight * prior_loss`, in f32.
+        /// `instance_loss + weight * prior_loss`, in f32, mean over the step's micro-batches; of a strict run the mean
+        /// since the run began, as the tutorial's script logs it. A loss that overflowed is `null`, read as NaN.
+        #[serde(deserialize_with = "number_or_nan")]
         loss: f32,
+        #[serde(deserialize_with = "number_or_nan")]
         instance_loss: f32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         prior_loss: Option<f32>,
         learning_rate: f64,
-        /// L2 norm over all trained tensors before clipping; absent on micro-batches without an update.
+        /// L2 norm over all trained tensors before clipping; absent without an update.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         grad_norm: Option<f32>,
+        /// What the loss is multiplied by in fp16, so that small gradients do not vanish.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        loss_scale: Option<f64>,
+        /// Updates since the run began that were left out because a gradient overflowed.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        skipped_updates: u64,
         /// Wall time of this step.
         ms: f32,
     },
@@ -136,6 +148,22 @@ pub enum EventKind {
     },
 }
 
+fn number_or_nan<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f32, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f32::NAN))
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(count: &u32) -> bool {
+    *count == 1
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 impl EventKind {
     /// Nothing follows this event.
     pub fn is_last(&self) -> bool {
@@ -180,9 +208,25 @@ mod tests {
                     prior_loss: Some(0.25),
                     learning_rate: 1e-6,
                     grad_norm: None,
+                    loss_scale: None,
+                    skipped_updates: 0,
                     ms: 12.5,
                 },
                 r#"{"seq":1,"at_ms":5,"type":"step","step":3,"loss":0.5,"instance_loss":0.25,"prior_loss":0.25,"learning_rate":1e-6,"ms":12.5}"#,
+            ),
+            (
+                EventKind::Step {
+                    step: 3,
+                    loss: 0.5,
+                    instance_loss: 0.5,
+                    prior_loss: None,
+                    learning_rate: 1e-6,
+                    grad_norm: Some(1.5),
+                    loss_scale: Some(32768.0),
+                    skipped_updates: 1,
+                    ms: 12.5,
+                },
+                r#"{"seq":1,"at_ms":5,"type":"step","step":3,"loss":0.5,"instance_loss":0.5,"learning_rate":1e-6,"grad_norm":1.5,"loss_scale":32768.0,"skipped_updates":1,"ms":12.5}"#,
             ),
             (
                 EventKind::Failed {
@@ -206,5 +250,12 @@ mod tests {
             assert_eq!(serde_json::to_string(&event).expect("serialises"), json);
             assert_eq!(serde_json::from_str::<Event>(json).expect("parses"), event);
         }
+    }
+    #[test]
+    fn a_loss_that_overflowed_does_not_break_the_log() {
+        let json = r#"{"seq":1,"at_ms":5,"type":"step","step":3,"loss":null,"instance_loss":null,"learning_rate":1e-6,"ms":12.5}"#;
+        let event: Event = serde_json::from_str(json).expect("parses");
+        assert!(matches!(event.kind, EventKind::Step { loss, .. } if loss.is_nan()));
+        assert_eq!(serde_json::to_string(&event).expect("serialises"), json);
     }
 }

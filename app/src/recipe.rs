@@ -3,8 +3,16 @@
 //! Field names are those of the tutorial's `train_dreambooth.py` flags, so that the page, the API, the command line
 //! and the problems they report all speak of the same thing.
 
+mod check;
+mod strict;
+mod unused;
+
 use serde::{Deserialize, Serialize};
 
+pub use check::{RecipeProblem, RecipeProblems};
+
+/// Last rate of the polynomial schedule, whatever its first.
+pub const POLYNOMIAL_END: f64 = 1e-7;
 /// The model that ships with Likeness.
 pub const STARTER: &str = "starter";
 /// A rare token to name the subject by.
@@ -115,31 +123,59 @@ pub struct RecipeDraft {
     pub concepts: Vec<Concept>,
     /// Side of the training images in pixels; `None` means the model's own.
     pub resolution: Option<u32>,
-    /// Micro-batches, as users count.
+    /// Optimizer updates; of a strict run micro-batches, as the tutorial's script counts.
     pub max_train_steps: u32,
     pub train_batch_size: u32,
     pub sample_batch_size: u32,
     pub gradient_accumulation_steps: u32,
     pub learning_rate: f64,
     pub lr_scheduler: LrScheduler,
+    /// In optimizer updates.
     pub lr_warmup_steps: u32,
+    /// Waves of `cosine_with_restarts`.
+    pub lr_num_cycles: u32,
+    /// Exponent of `polynomial`.
+    pub lr_power: f64,
     pub train_text_encoder: bool,
+    /// `None` means `learning_rate`.
+    pub text_encoder_learning_rate: Option<f64>,
+    /// After so many steps the text encoder stays as it is.
+    pub stop_text_encoder_at: Option<u32>,
+    /// Min-SNR (Hang et al. 2023): easy timesteps count less. `None` weighs all alike.
+    pub snr_gamma: Option<f64>,
+    /// Strength of noise that is the same all over a channel, so that brightness is learned too. 0 = none.
+    pub offset_noise: f64,
     pub prior: Option<PriorPreservation>,
     pub hflip: bool,
     pub center_crop: bool,
     pub seed: u64,
     pub mixed_precision: Precision,
+    /// Activations are computed again in the backward pass, which takes less memory and more time.
+    pub gradient_checkpointing: bool,
+    /// Moments of the optimizer in 8 bits, as bitsandbytes keeps them.
+    pub use_8bit_adam: bool,
     pub adam: Adam,
+    /// Samples and result are of a running average of the weights.
+    pub use_ema: bool,
+    /// How long that average remembers, at most.
+    pub ema_decay: f64,
     pub samples: SamplePlan,
     /// The training state is saved after every so many steps, so that a crash loses less. 0 = only at the end.
     pub checkpointing_steps: u32,
+    /// So many of the last saved states are kept, after the end too. `None` keeps the last one until the end.
+    pub checkpoints_total_limit: Option<u32>,
     /// Prompts are padded to 77 tokens in training, as they are in drawing. The tutorial does not.
     pub pad_tokens: bool,
     /// Each photo has its own prompt beside it, in `NAME.EXT.txt`, in place of the instance prompt.
     pub read_prompts_from_txts: bool,
-    /// A VAE to draw class images and samples with and to export; photos are still encoded with the base model's own.
+    /// A VAE in place of the base model's. Of a strict run it draws and is exported, and the base model's own encodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained_vae_name_or_path: Option<String>,
+    /// `latest`, or a saved state or run folder, also of another recipe, to go on from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume_from_checkpoint: Option<String>,
+    /// Keeps the faults of the tutorial's script, for comparison; docs/strict-tutorial.md lists them.
+    pub strict_tutorial: bool,
 }
 
 impl Default for RecipeDraft {
@@ -156,7 +192,13 @@ impl Default for RecipeDraft {
             learning_rate: 1e-6,
             lr_scheduler: LrScheduler::Constant,
             lr_warmup_steps: 0,
+            lr_num_cycles: 1,
+            lr_power: 1.0,
             train_text_encoder: true,
+            text_encoder_learning_rate: None,
+            stop_text_encoder_at: None,
+            snr_gamma: None,
+            offset_noise: 0.0,
             prior: Some(PriorPreservation {
                 num_class_images: 50,
                 prior_loss_weight: 1.0,
@@ -165,12 +207,19 @@ impl Default for RecipeDraft {
             center_crop: false,
             seed: 1337,
             mixed_precision: Precision::No,
+            gradient_checkpointing: false,
+            use_8bit_adam: false,
             adam: Adam::default(),
+            use_ema: false,
+            ema_decay: 0.9999,
             samples: SamplePlan::default(),
             checkpointing_steps: 100,
-            pad_tokens: false,
+            checkpoints_total_limit: None,
+            pad_tokens: true,
             read_prompts_from_txts: false,
             pretrained_vae_name_or_path: None,
+            resume_from_checkpoint: None,
+            strict_tutorial: false,
         }
     }
 }
@@ -201,152 +250,7 @@ impl TryFrom<RecipeDraft> for Recipe {
     }
 }
 
-/// Every problem of a draft, not just the first. Never empty.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub struct RecipeProblems(pub Vec<RecipeProblem>);
-
-impl std::fmt::Display for RecipeProblems {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let words: Vec<String> = self.0.iter().map(ToString::to_string).collect();
-        f.write_str(&words.join("; "))
-    }
-}
-
-/// What is wrong with one field of a draft, with its numbers.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum RecipeProblem {
-    #[error("choose a base model: `starter`, or the path of a diffusers folder, .safetensors or .ckpt file")]
-    NoBaseModel,
-    #[error("add at least one subject")]
-    NoConcept,
-    #[error("subject {}: the instance prompt is empty; try `photo of zwx dog`", .concept + 1)]
-    EmptyInstancePrompt { concept: usize },
-    #[error("subject {}: no folder of photos is given", .concept + 1)]
-    NoInstanceData { concept: usize },
-    #[error("subject {}: prior preservation needs a class prompt; try `photo of a dog`", .concept + 1)]
-    NoClassPrompt { concept: usize },
-    #[error("subject {}: prior preservation needs a folder for the class images", .concept + 1)]
-    NoClassData { concept: usize },
-    #[error("{field} is {got}; it must be between {min} and {max}")]
-    OutOfRange {
-        field: &'static str,
-        got: f64,
-        min: f64,
-        max: f64,
-    },
-    #[error("resolution is {got}; it must be a multiple of 8 from 64 to 1024, for example {nearest}")]
-    Resolution { got: u32, nearest: u32 },
-}
-
-impl RecipeProblem {
-    /// Stable name for programs.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::NoBaseModel => "no_base_model",
-            Self::NoConcept => "no_concept",
-            Self::EmptyInstancePrompt { .. } => "empty_instance_prompt",
-            Self::NoInstanceData { .. } => "no_instance_data",
-            Self::NoClassPrompt { .. } => "no_class_prompt",
-            Self::NoClassData { .. } => "no_class_data",
-            Self::OutOfRange { .. } => "out_of_range",
-            Self::Resolution { .. } => "resolution",
-        }
-    }
-
-    /// Path of the field in the draft's JSON, such as `concepts.0.class_prompt`.
-    pub fn field(&self) -> String {
-        match self {
-            Self::NoBaseModel => "pretrained_model_name_or_path".into(),
-            Self::NoConcept => "concepts".into(),
-            Self::EmptyInstancePrompt { concept } => format!("concepts.{concept}.instance_prompt"),
-            Self::NoInstanceData { concept } => format!("concepts.{concept}.instance_data_dir"),
-            Self::NoClassPrompt { concept } => format!("concepts.{concept}.class_prompt"),
-            Self::NoClassData { concept } => format!("concepts.{concept}.class_data_dir"),
-            Self::OutOfRange { field, .. } => (*field).into(),
-            Self::Resolution { .. } => "resolution".into(),
-        }
-    }
-}
-
 impl RecipeDraft {
-    /// All problems at once, or the recipe.
-    ///
-    /// # Errors
-    /// Every field that is missing, out of range or at odds with another.
-    pub fn check(self) -> Result<Recipe, RecipeProblems> {
-        let mut problems = Vec::new();
-        if self.pretrained_model_name_or_path.trim().is_empty() {
-            problems.push(RecipeProblem::NoBaseModel);
-        }
-        self.check_concepts(&mut problems);
-        self.check_ranges(&mut problems);
-        if let Some(got) = self.resolution
-            && (got % 8 != 0 || !(64..=1024).contains(&got))
-        {
-            let nearest = (got.saturating_add(4) / 8 * 8).clamp(64, 1024);
-            problems.push(RecipeProblem::Resolution { got, nearest });
-        }
-        if problems.is_empty() {
-            Ok(Recipe(self))
-        } else {
-            Err(RecipeProblems(problems))
-        }
-    }
-
-    fn check_concepts(&self, problems: &mut Vec<RecipeProblem>) {
-        let blank = |text: &Option<String>| text.as_deref().is_none_or(|t| t.trim().is_empty());
-        if self.concepts.is_empty() {
-            problems.push(RecipeProblem::NoConcept);
-        }
-        for (concept, c) in self.concepts.iter().enumerate() {
-            if c.instance_prompt.trim().is_empty() {
-                problems.push(RecipeProblem::EmptyInstancePrompt { concept });
-            }
-            if c.instance_data_dir.trim().is_empty() {
-                problems.push(RecipeProblem::NoInstanceData { concept });
-            }
-            if self.prior.is_some() && blank(&c.class_prompt) {
-                problems.push(RecipeProblem::NoClassPrompt { concept });
-            }
-            if self.prior.is_some() && blank(&c.class_data_dir) {
-                problems.push(RecipeProblem::NoClassData { concept });
-            }
-        }
-    }
-
-    fn check_ranges(&self, problems: &mut Vec<RecipeProblem>) {
-        let mut within = |field: &'static str, got: f64, min: f64, max: f64| {
-            // NaN is not within any range.
-            if !(min..=max).contains(&got) {
-                problems.push(RecipeProblem::OutOfRange { field, got, min, max });
-            }
-        };
-        within("max_train_steps", f64::from(self.max_train_steps), 1.0, 1e6);
-        within("train_batch_size", f64::from(self.train_batch_size), 1.0, 64.0);
-        within("sample_batch_size", f64::from(self.sample_batch_size), 1.0, 64.0);
-        let accumulation = f64::from(self.gradient_accumulation_steps);
-        within("gradient_accumulation_steps", accumulation, 1.0, 1024.0);
-        within("learning_rate", self.learning_rate, 0.0, 1.0);
-        within("adam.adam_beta1", self.adam.adam_beta1, 0.0, 0.999_999);
-        within("adam.adam_beta2", self.adam.adam_beta2, 0.0, 0.999_999);
-        within("adam.adam_weight_decay", self.adam.adam_weight_decay, 0.0, 10.0);
-        within("adam.adam_epsilon", self.adam.adam_epsilon, 0.0, 1.0);
-        within("adam.max_grad_norm", self.adam.max_grad_norm, 0.0, 1e9);
-        if let Some(prior) = &self.prior {
-            within("prior.num_class_images", f64::from(prior.num_class_images), 1.0, 1e5);
-            within("prior.prior_loss_weight", prior.prior_loss_weight, 0.0, 100.0);
-        }
-        let samples = &self.samples;
-        within("samples.n_save_sample", f64::from(samples.n_save_sample), 1.0, 64.0);
-        within("samples.save_guidance_scale", samples.save_guidance_scale, 0.0, 100.0);
-        within(
-            "samples.save_infer_steps",
-            f64::from(samples.save_infer_steps),
-            1.0,
-            1000.0,
-        );
-    }
-
     /// Steps after which samples are drawn, ascending: 0 (the base model) when rounds were asked for, then every
     /// `sample_interval`, then the last. Empty without a sample prompt.
     pub fn sample_steps(&self) -> Vec<u32> {
@@ -429,6 +333,41 @@ mod tests {
         assert!(serde_json::from_str::<Recipe>(bad).is_err());
         let unknown = r#"{"learning_rte":1}"#;
         assert!(serde_json::from_str::<RecipeDraft>(unknown).is_err());
+    }
+
+    #[test]
+    fn a_recipe_of_before_a_setting_was_there_still_loads() {
+        let old = r#"{"pretrained_model_name_or_path":"starter","concepts":[{"instance_prompt":"photo of zwx dog",
+            "instance_data_dir":"photos/0","class_prompt":"photo of a dog","class_data_dir":"class-images/0"}],
+            "resolution":null,"max_train_steps":360,"train_batch_size":1,"sample_batch_size":4,
+            "gradient_accumulation_steps":1,"learning_rate":0.0005,"lr_scheduler":"constant","lr_warmup_steps":0,
+            "train_text_encoder":true,"prior":{"num_class_images":12,"prior_loss_weight":1.0},"hflip":false,
+            "center_crop":false,"seed":1337,"mixed_precision":"no","adam":{"adam_beta1":0.9,"adam_beta2":0.999,
+            "adam_weight_decay":0.01,"adam_epsilon":1e-8,"max_grad_norm":1.0},"samples":{"save_sample_prompt":
+            "photo of zwx dog","save_sample_negative_prompt":"","n_save_sample":4,"sample_interval":120,
+            "save_guidance_scale":4.0,"save_infer_steps":16},"checkpointing_steps":60,"pad_tokens":false,
+            "read_prompts_from_txts":false}"#;
+        let recipe: Recipe = serde_json::from_str(old).expect("loads");
+        assert!(!recipe.pad_tokens && !recipe.use_ema && !recipe.strict_tutorial);
+        assert_eq!(
+            (recipe.snr_gamma, recipe.lr_num_cycles, recipe.lr_power),
+            (None, 1, 1.0)
+        );
+    }
+
+    #[test]
+    fn settings_that_would_stop_learning_are_named() {
+        let mut draft = dog();
+        draft.snr_gamma = Some(0.0);
+        draft.offset_noise = f64::NAN;
+        draft.lr_scheduler = LrScheduler::Polynomial;
+        draft.learning_rate = 1e-7;
+        draft.checkpoints_total_limit = Some(0);
+        let problems = draft.check().expect_err("bad").0;
+        let mut fields: Vec<String> = problems.iter().map(RecipeProblem::field).collect();
+        fields.sort();
+        let wanted = ["checkpoints_total_limit", "learning_rate", "offset_noise", "snr_gamma"];
+        assert_eq!(fields, wanted);
     }
 
     #[test]

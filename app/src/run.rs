@@ -55,6 +55,8 @@ pub struct Run {
     pub steps: u32,
     pub trained_parameters: u64,
     pub points: Vec<StepPoint>,
+    /// Updates left out because a gradient overflowed.
+    pub skipped_updates: u64,
     pub class_images: Progress,
     /// Paths below the job folder.
     pub class_image_files: Vec<String>,
@@ -82,6 +84,7 @@ impl Default for Run {
             steps: 0,
             trained_parameters: 0,
             points: Vec::new(),
+            skipped_updates: 0,
             class_images: Progress::default(),
             class_image_files: Vec::new(),
             samples: BTreeMap::new(),
@@ -169,16 +172,20 @@ impl Run {
                 instance_loss,
                 prior_loss,
                 learning_rate,
+                skipped_updates,
                 ms,
                 ..
-            } => self.points.push(StepPoint {
-                step: *step,
-                loss: *loss,
-                instance_loss: *instance_loss,
-                prior_loss: *prior_loss,
-                learning_rate: *learning_rate,
-                ms: *ms,
-            }),
+            } => {
+                self.skipped_updates = *skipped_updates;
+                self.points.push(StepPoint {
+                    step: *step,
+                    loss: *loss,
+                    instance_loss: *instance_loss,
+                    prior_loss: *prior_loss,
+                    learning_rate: *learning_rate,
+                    ms: *ms,
+                });
+            }
             EventKind::Sample {
                 step,
                 index,
@@ -256,6 +263,8 @@ mod tests {
             prior_loss: Some(0.5),
             learning_rate: 1e-4,
             grad_norm: Some(1.0),
+            loss_scale: None,
+            skipped_updates: 0,
             ms: 10.0 * step as f32,
         };
         Event { seq, at_ms: seq, kind }

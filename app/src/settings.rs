@@ -14,7 +14,9 @@ pub enum SettingKind {
     Whole {
         optional: bool,
     },
-    Number,
+    Number {
+        optional: bool,
+    },
     Text,
     Choice(&'static [&'static str]),
 }
@@ -74,6 +76,9 @@ pub enum TypedProblem {
 }
 
 const WHOLE: SettingKind = SettingKind::Whole { optional: false };
+const WHOLE_OR_NONE: SettingKind = SettingKind::Whole { optional: true };
+const NUMBER: SettingKind = SettingKind::Number { optional: false };
+const NUMBER_OR_NONE: SettingKind = SettingKind::Number { optional: true };
 const SCHEDULERS: SettingKind = SettingKind::Choice(&[
     "constant",
     "constant_with_warmup",
@@ -103,14 +108,14 @@ const fn setting(
 }
 
 use Group::{Optimizer, Photos, Prior, Samples, Training};
-use SettingKind::{Number, Switch, Text};
+use SettingKind::{Switch, Text};
 
 /// In the order in which they are shown. One setting in two lines: a table to read.
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
     setting("max_train_steps", "max_train_steps", WHOLE, Training, "800",
         "How long it trains. Too few: no likeness. Too many: every picture looks like your photos."),
-    setting("learning_rate", "learning_rate", Number, Training, "1e-6",
+    setting("learning_rate", "learning_rate", NUMBER, Training, "1e-6",
         "How far each step moves the model. Ten times too high ruins it within a few dozen steps."),
     setting("train_text_encoder", "train_text_encoder", Switch, Training, "on",
         "Also trains the part that reads words. Better likeness, more memory."),
@@ -119,16 +124,28 @@ pub const SETTINGS: &[Setting] = &[
     setting("train_batch_size", "train_batch_size", WHOLE, Training, "1",
         "Photos per step. More is steadier and needs more memory."),
     setting("gradient_accumulation_steps", "gradient_accumulation_steps", WHOLE, Training, "1",
-        "Steps added up before the model is changed: a larger batch without its memory."),
+        "Batches added up in each step before the model is changed: a larger batch without its memory."),
     setting("mixed_precision", "mixed_precision", PRECISIONS, Training, "fp16",
         "Number format while computing. 16 bits are faster on a graphics card; a CPU computes in 32 anyway."),
+    setting("gradient_checkpointing", "gradient_checkpointing", Switch, Training, "off",
+        "Computes some of each step twice to need less memory."),
+    setting("stop_text_encoder_at", "stop_text_encoder_at", WHOLE_OR_NONE, Training, "none",
+        "After so many steps the part that reads words stays as it is. Empty: it learns to the end."),
+    setting("snr_gamma", "snr_gamma", NUMBER_OR_NONE, Training, "none",
+        "Min-SNR weighting: nearly clean pictures count less. 5 is usual. Empty: all count alike."),
+    setting("offset_noise", "offset_noise", NUMBER, Training, "0",
+        "Noise that shifts whole pictures, so that very dark and very bright ones are learned. 0.05 to 0.1 for styles."),
     setting("checkpointing_steps", "checkpointing_steps", WHOLE, Training, "none",
         "Saves the training state after every so many steps, so that a power cut loses less. 0: only at the end."),
+    setting("checkpoints_total_limit", "checkpoints_total_limit", WHOLE_OR_NONE, Training, "none",
+        "Keeps so many of the last saved states, after the end too. Empty: the last one, until the end."),
+    setting("strict_tutorial", "strict_tutorial", Switch, Training, "on",
+        "Keeps the known faults of the tutorial's script, for comparison with it."),
     setting("with_prior_preservation", "prior", Switch, Prior, "on",
         "Trains on pictures of the kind beside your photos, so that the model does not forget others of the kind."),
     setting("num_class_images", "prior.num_class_images", WHOLE, Prior, "50",
         "How many pictures of the kind are drawn before training."),
-    setting("prior_loss_weight", "prior.prior_loss_weight", Number, Prior, "1",
+    setting("prior_loss_weight", "prior.prior_loss_weight", NUMBER, Prior, "1",
         "How much those pictures count beside your photos."),
     setting("sample_batch_size", "sample_batch_size", WHOLE, Prior, "4",
         "Pictures of the kind drawn at once."),
@@ -142,25 +159,37 @@ pub const SETTINGS: &[Setting] = &[
         "A round of samples after every so many steps, beginning with the untrained model. 0: only at the end."),
     setting("save_infer_steps", "samples.save_infer_steps", WHOLE, Samples, "20",
         "Sampling steps for each picture. More is finer and slower; beyond 30 little changes."),
-    setting("save_guidance_scale", "samples.save_guidance_scale", Number, Samples, "7.5",
+    setting("save_guidance_scale", "samples.save_guidance_scale", NUMBER, Samples, "7.5",
         "How strictly a sample follows its prompt."),
     setting("lr_scheduler", "lr_scheduler", SCHEDULERS, Optimizer, "constant",
         "How the learning rate changes over the run."),
     setting("lr_warmup_steps", "lr_warmup_steps", WHOLE, Optimizer, "0",
         "Steps during which the learning rate rises from zero. Not used by constant."),
-    setting("adam_beta1", "adam.adam_beta1", Number, Optimizer, "0.9",
+    setting("lr_num_cycles", "lr_num_cycles", WHOLE, Optimizer, "1",
+        "How often the learning rate starts again. Used by cosine_with_restarts alone."),
+    setting("lr_power", "lr_power", NUMBER, Optimizer, "1",
+        "How the learning rate falls: 1 straight, more is faster at first. Used by polynomial alone."),
+    setting("text_encoder_learning_rate", "text_encoder_learning_rate", NUMBER_OR_NONE, Optimizer, "none",
+        "A learning rate of its own for the part that reads words. Empty: the same."),
+    setting("use_8bit_adam", "use_8bit_adam", Switch, Optimizer, "on",
+        "Keeps the optimizer's memory in 8 bits: a quarter of the room."),
+    setting("use_ema", "use_ema", Switch, Optimizer, "none",
+        "Samples and result come from a running average of the model: smoother, and slower to change."),
+    setting("ema_decay", "ema_decay", NUMBER, Optimizer, "none",
+        "How long that average remembers: 0.9999 is some ten thousand steps, less at the start of a run."),
+    setting("adam_beta1", "adam.adam_beta1", NUMBER, Optimizer, "0.9",
         "How long the optimizer remembers directions."),
-    setting("adam_beta2", "adam.adam_beta2", Number, Optimizer, "0.999",
+    setting("adam_beta2", "adam.adam_beta2", NUMBER, Optimizer, "0.999",
         "How long the optimizer remembers sizes."),
-    setting("adam_weight_decay", "adam.adam_weight_decay", Number, Optimizer, "0.01",
+    setting("adam_weight_decay", "adam.adam_weight_decay", NUMBER, Optimizer, "0.01",
         "Pull of every weight towards zero."),
-    setting("adam_epsilon", "adam.adam_epsilon", Number, Optimizer, "1e-8",
+    setting("adam_epsilon", "adam.adam_epsilon", NUMBER, Optimizer, "1e-8",
         "Keeps the optimizer from dividing by zero."),
-    setting("max_grad_norm", "adam.max_grad_norm", Number, Optimizer, "not used",
+    setting("max_grad_norm", "adam.max_grad_norm", NUMBER, Optimizer, "not used",
         "One step may move the model at most this far. The tutorial's script declares it and leaves it out."),
     setting("pad_tokens", "pad_tokens", Switch, Training, "off",
         "Pads each caption to 77 tokens while training, as sampling does."),
-    setting("resolution", "resolution", SettingKind::Whole { optional: true }, Photos, "512",
+    setting("resolution", "resolution", WHOLE_OR_NONE, Photos, "512",
         "Side of the training pictures in pixels, a multiple of 8. Empty: the model's own."),
     setting("hflip", "hflip", Switch, Photos, "off",
         "Mirrors photos half of the time. Not for faces, writing or anything with a left and a right."),
@@ -221,7 +250,7 @@ fn read(setting: &Setting, text: &str, base: &RecipeDraft) -> Result<Value, Type
     match setting.kind {
         Switch => Ok(json!(text == "on")),
         Text | SettingKind::Choice(_) => Ok(json!(text)),
-        SettingKind::Whole { optional: true } if text.is_empty() => Ok(Value::Null),
+        WHOLE_OR_NONE | NUMBER_OR_NONE if text.is_empty() => Ok(Value::Null),
         // Seeds are 64 bits wide; every other count is 32, and a larger one is out of any range anyway.
         SettingKind::Whole { .. } => {
             let most = if setting.path == "seed" {
@@ -235,7 +264,7 @@ fn read(setting: &Setting, text: &str, base: &RecipeDraft) -> Result<Value, Type
                 example: example(),
             })
         }
-        Number => {
+        SettingKind::Number { .. } => {
             let found = text.replace(',', ".").parse::<f64>().ok().filter(|n| n.is_finite());
             found.map(|n| json!(n)).ok_or_else(|| TypedProblem::NotANumber {
                 name,
@@ -326,9 +355,14 @@ mod tests {
                 ("resolution", "64"),
                 ("lr_scheduler", "cosine"),
                 ("adam.adam_beta1", "0,8"),
+                ("snr_gamma", "5"),
+                ("text_encoder_learning_rate", ""),
+                ("stop_text_encoder_at", "240"),
             ]),
         );
         assert!(problems.is_empty());
+        assert_eq!((draft.snr_gamma, draft.text_encoder_learning_rate), (Some(5.0), None));
+        assert_eq!(draft.stop_text_encoder_at, Some(240));
         assert_eq!(draft.learning_rate, 2e-4);
         assert_eq!(draft.prior.map(|p| p.num_class_images), Some(12));
         assert_eq!(draft.resolution, Some(64));

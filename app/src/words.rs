@@ -334,6 +334,8 @@ mod tests {
             prior_loss: None,
             learning_rate: 1e-6,
             grad_norm: None,
+            loss_scale: None,
+            skipped_updates: 0,
             ms: 2000.0,
         };
         assert_eq!(then(&mut run, step), "Step 4 of 10. About 12 s of training left.");

@@ -6,3 +6,4 @@ mod browser;
 mod golden;
 mod job;
 mod starter;
+mod tutorial;

@@ -288,11 +288,13 @@ __device__ __forceinline__ void attention_sum_parts(const float* parts_k, const 
     extern "C" __global__ void __launch_bounds__(128) attention_backward_q_##WIDTH##_##SUFFIX(                                             \
         const TYPE* dy, const TYPE* q, const TYPE* k, const TYPE* v, const TYPE* y, const float* stats, float* delta, TYPE* dq, int size,  \
         int queries, int keys, int causal) {                                                                                               \
+        begin();                                                                                                                           \
         attention_backward_q<TYPE, WIDTH, TILES, STEP>(dy, q, k, v, y, stats, delta, dq, size, queries, keys, causal);                     \
     }                                                                                                                                      \
     extern "C" __global__ void __launch_bounds__(128) attention_backward_kv_##WIDTH##_##SUFFIX(                                            \
         const TYPE* dy, const TYPE* q, const TYPE* k, const TYPE* v, const float* stats, const float* delta, TYPE* dk, TYPE* dv,           \
         float* parts_k, float* parts_v, int parts, int size, int queries, int keys, int causal) {                                          \
+        begin();                                                                                                                           \
         attention_backward_kv<TYPE, WIDTH, TILES, STEP, KEPT>(dy, q, k, v, stats, delta, dk, dv, parts_k, parts_v, parts, size, queries,   \
                                                               keys, causal);                                                               \
     }
@@ -304,6 +306,7 @@ __device__ __forceinline__ void attention_sum_parts(const float* parts_k, const 
     ATTENTION_BACKWARD(TYPE, SUFFIX, 160, 1, 32, true)                                                                                     \
     extern "C" __global__ void attention_sum_parts_##SUFFIX(const float* parts_k, const float* parts_v, TYPE* dk, TYPE* dv, int parts,     \
                                                             int count) {                                                                   \
+        begin();                                                                                                                           \
         attention_sum_parts<TYPE>(parts_k, parts_v, dk, dv, parts, count);                                                                 \
     }
 

@@ -134,6 +134,7 @@ __device__ __forceinline__ void attention_forward(const T* all_q, const T* all_k
 #define ATTENTION_FORWARD(TYPE, SUFFIX, WIDTH, TILES)                                                                                   \
     extern "C" __global__ void __launch_bounds__(128) attention_forward_##WIDTH##_##SUFFIX(                                              \
         const TYPE* q, const TYPE* k, const TYPE* v, TYPE* y, float* stats, int size, int queries, int keys, int causal) {               \
+        begin();                                                                                                                         \
         attention_forward<TYPE, WIDTH, TILES>(q, k, v, y, stats, size, queries, keys, causal);                                           \
     }
 #define ATTENTION_FORWARD_WIDTHS(TYPE, SUFFIX)   \

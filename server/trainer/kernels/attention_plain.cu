@@ -133,16 +133,19 @@ __device__ __forceinline__ void backward_kv(const T* all_dy, const T* all_q, con
 #define ATTENTION_PLAIN(TYPE, SUFFIX, EACH)                                                                                               \
     extern "C" __global__ void __launch_bounds__(128) attention_plain_forward_##EACH##_##SUFFIX(                                         \
         const TYPE* q, const TYPE* k, const TYPE* v, TYPE* y, float* stats, int size, int queries, int keys, int causal) {               \
+        begin();                                                                                                                         \
         forward<TYPE, EACH>(q, k, v, y, stats, size, queries, keys, causal);                                                             \
     }                                                                                                                                    \
     extern "C" __global__ void __launch_bounds__(128) attention_plain_backward_q_##EACH##_##SUFFIX(                                      \
         const TYPE* dy, const TYPE* q, const TYPE* k, const TYPE* v, const TYPE* y, const float* stats, float* delta, TYPE* dq,          \
         int size, int queries, int keys, int causal) {                                                                                   \
+        begin();                                                                                                                         \
         backward_q<TYPE, EACH>(dy, q, k, v, y, stats, delta, dq, size, queries, keys, causal);                                           \
     }                                                                                                                                    \
     extern "C" __global__ void __launch_bounds__(128) attention_plain_backward_kv_##EACH##_##SUFFIX(                                     \
         const TYPE* dy, const TYPE* q, const TYPE* k, const TYPE* v, const float* stats, const float* delta, TYPE* dk, TYPE* dv,         \
         int size, int queries, int keys, int causal) {                                                                                   \
+        begin();                                                                                                                         \
         backward_kv<TYPE, EACH>(dy, q, k, v, stats, delta, dk, dv, size, queries, keys, causal);                                         \
     }
 #define ATTENTION_PLAIN_SIZES(TYPE, SUFFIX) \

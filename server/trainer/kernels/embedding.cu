@@ -7,6 +7,7 @@ constexpr int THREADS = 256;
 /// Grid: tokens of all rows.
 template <typename T>
 __device__ __forceinline__ void embedding(const uint32_t* ids, const T* table, const T* positions, T* y, int tokens, int width) {
+    begin();
     const T* word = table + static_cast<size_t>(ids[blockIdx.x]) * width;
     const T* position = positions + static_cast<size_t>(blockIdx.x % tokens) * width;
     T* to = y + static_cast<size_t>(blockIdx.x) * width;
@@ -33,6 +34,7 @@ __device__ __forceinline__ int ordered(int (&list)[THREADS], bool wanted) {
 /// Grid: tokens of all rows, blocks of THREADS columns. The first occurrence of a token sums all of them.
 template <typename T>
 __device__ __forceinline__ void embedding_grad(const T* dy, const uint32_t* ids, T* dtable, int width, int add) {
+    begin();
     __shared__ int list[THREADS];
     const int own = blockIdx.x, all = gridDim.x, column = blockIdx.y * THREADS + threadIdx.x;
     const uint32_t id = ids[own];
@@ -56,6 +58,7 @@ __device__ __forceinline__ void embedding_grad(const T* dy, const uint32_t* ids,
 /// Grid: positions.
 template <typename T>
 __device__ __forceinline__ void positions_grad(const T* dy, T* dpositions, int rows, int width, int add) {
+    begin();
     const size_t position = static_cast<size_t>(blockIdx.x) * width, row = static_cast<size_t>(gridDim.x) * width;
     for (int at = threadIdx.x; at < width; at += THREADS) {
         float sum = 0.0f;

@@ -329,22 +329,26 @@ __device__ __forceinline__ void group_norm_grad_apply(const T* dy, const T* x, c
 #define GROUP_NORM(TYPE, SUFFIX, N)                                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS) group_norm_sums_##N##_##SUFFIX(                                                  \
         const TYPE* x, const TYPE* shift_rows, const TYPE* shift_channels, float* parts, int pixels, int channels, int groups, int bands) { \
+        begin();                                                                                                                            \
         group_norm_sums<TYPE, N>(x, shift_rows, shift_channels, parts, {pixels, channels, groups, bands});                                 \
     }                                                                                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS) group_norm_apply_##N##_##SUFFIX(                                                 \
         const TYPE* x, const TYPE* shift_rows, const TYPE* shift_channels, const TYPE* w, const TYPE* b, const float* parts, TYPE* y,      \
         float* stats, float eps, int silu, int pixels, int channels, int groups, int bands) {                                              \
+        begin();                                                                                                                           \
         group_norm_apply<TYPE, N>(x, shift_rows, shift_channels, w, b, parts, y, stats, eps, silu, {pixels, channels, groups, bands});     \
     }                                                                                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS) group_norm_grad_sums_##N##_##SUFFIX(                                             \
         const TYPE* dy, const TYPE* x, const TYPE* shift_rows, const TYPE* shift_channels, const TYPE* w, const TYPE* b,                   \
         const float* stats, float* parts, int silu, int pixels, int channels, int groups, int bands) {                                     \
+        begin();                                                                                                                           \
         group_norm_grad_sums<TYPE, N>(dy, x, shift_rows, shift_channels, w, b, stats, parts, silu, {pixels, channels, groups, bands});     \
     }                                                                                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS) group_norm_grad_apply_##N##_##SUFFIX(                                            \
         const TYPE* dy, const TYPE* x, const TYPE* shift_rows, const TYPE* shift_channels, const TYPE* w, const TYPE* b,                   \
         const float* stats, const float* group_sums, const TYPE* plus, TYPE* dx, int silu, int pixels, int channels, int groups,           \
         int bands) {                                                                                                                       \
+        begin();                                                                                                                           \
         group_norm_grad_apply<TYPE, N>(dy, x, shift_rows, shift_channels, w, b, stats, group_sums, plus, dx, silu,                         \
                                        {pixels, channels, groups, bands});                                                                 \
     }
@@ -354,6 +358,7 @@ __device__ __forceinline__ void group_norm_grad_apply(const T* dy, const T* x, c
     extern "C" __global__ void __launch_bounds__(FINISHERS) group_norm_grad_finish_##SUFFIX(                                                     \
         const TYPE* w, const float* stats, const float* parts, float* group_sums, TYPE* dw, TYPE* db, TYPE* dshift_rows,                   \
         TYPE* dshift_channels, int rows, int add, int pixels, int channels, int groups, int bands) {                                       \
+        begin();                                                                                                                           \
         group_norm_grad_finish<TYPE>(w, stats, parts, group_sums, dw, db, dshift_rows, dshift_channels, rows, add,                         \
                                      {pixels, channels, groups, bands});                                                                   \
     }

@@ -115,11 +115,13 @@ __device__ __forceinline__ void layer_norm_grad_finish(const float* parts, T* dw
 #define LAYER_NORM(TYPE, SUFFIX, N)                                                                                                          \
     extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_##N##_##SUFFIX(const TYPE* x, const TYPE* w, const TYPE* b, TYPE* y,   \
                                                                                      float* stats, float eps, int tokens, int channels) {    \
+        begin();                                                                                                                             \
         layer_norm<TYPE, N>(x, w, b, y, stats, eps, tokens, channels);                                                                       \
     }                                                                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_grad_##N##_##SUFFIX(                                                    \
         const TYPE* dy, const TYPE* x, const TYPE* w, const float* stats, const TYPE* plus, TYPE* dx, float* parts, int band, int tokens,    \
         int channels) {                                                                                                                      \
+        begin();                                                                                                                             \
         layer_norm_grad<TYPE, N>(dy, x, w, stats, plus, dx, parts, band, tokens, channels);                                                  \
     }
 #define LAYER_NORM_ALL(TYPE, SUFFIX, N)                                                                                                      \
@@ -127,6 +129,7 @@ __device__ __forceinline__ void layer_norm_grad_finish(const float* parts, T* dw
     LAYER_NORM(TYPE, SUFFIX, 1)                                                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_grad_finish_##SUFFIX(const float* parts, TYPE* dw, TYPE* db, int bands, \
                                                                                            int channels, int add) {                          \
+        begin();                                                                                                                             \
         layer_norm_grad_finish<TYPE>(parts, dw, db, bands, channels, add);                                                                   \
     }
 

@@ -8,6 +8,7 @@ constexpr int THREADS = 1024;
 template <typename T>
 __device__ __forceinline__ void mse(const T* predicted, const float* target, const float* weights, const float* scale, float* losses, T* dpredicted,
                                     long long count) {
+    begin();
     __shared__ float sums[THREADS / 32];
     const size_t row = static_cast<size_t>(blockIdx.x) * count;
     const float factor = scale[0] * weights[blockIdx.x] * 2.0f / static_cast<float>(count);

@@ -44,31 +44,51 @@ __device__ __forceinline__ void store_master(const float (&p)[N], __half* copy, 
 }
 
 /// bits = (copy << 16) + rest, the rest with its sign.
+__device__ __forceinline__ float join(uint32_t high, uint32_t low) {
+    return __uint_as_float((high << 16) + static_cast<uint32_t>(static_cast<int>(static_cast<int16_t>(low))));
+}
+
+/// What is added to an f32's bits so that their upper half is the nearest bf16, halves away from zero.
+constexpr uint32_t HALF = 0x8000;
+
 template <int N>
 __device__ __forceinline__ void load_master(float (&p)[N], const __nv_bfloat16* copy, const void* rest, size_t at) {
-    const Packed<uint16_t, N> high = *reinterpret_cast<const Packed<uint16_t, N>*>(copy + at);
-    const Packed<int16_t, N> low = *reinterpret_cast<const Packed<int16_t, N>*>(static_cast<const int16_t*>(rest) + at);
+    const auto high = *reinterpret_cast<const Packed<uint32_t, N / 2>*>(copy + at);
+    const auto low = *reinterpret_cast<const Packed<uint32_t, N / 2>*>(static_cast<const uint16_t*>(rest) + at);
 #pragma unroll
-    for (int i = 0; i < N; ++i) p[i] = __int_as_float((static_cast<int>(high.values[i]) << 16) + low.values[i]);
+    for (int i = 0; i < N; i += 2) {
+        p[i] = join(high.values[i / 2], low.values[i / 2]);
+        p[i + 1] = join(high.values[i / 2] >> 16, low.values[i / 2] >> 16);
+    }
 }
 
 template <int N>
 __device__ __forceinline__ void store_master(const float (&p)[N], __nv_bfloat16* copy, void* rest, size_t at) {
-    Packed<uint16_t, N> high;
-    Packed<int16_t, N> low;
+    Packed<uint32_t, N / 2> high, low;
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        const uint32_t bits = __float_as_uint(p[i]);
-        high.values[i] = static_cast<uint16_t>((bits + 0x8000u) >> 16);
-        low.values[i] = static_cast<int16_t>(bits);
+    for (int i = 0; i < N; i += 2) {
+        const uint32_t a = __float_as_uint(p[i]), b = __float_as_uint(p[i + 1]);
+        high.values[i / 2] = __byte_perm(a + HALF, b + HALF, 0x7632);
+        low.values[i / 2] = __byte_perm(a, b, 0x5410);
     }
-    *reinterpret_cast<Packed<uint16_t, N>*>(copy + at) = high;
-    *reinterpret_cast<Packed<int16_t, N>*>(static_cast<int16_t*>(rest) + at) = low;
+    *reinterpret_cast<Packed<uint32_t, N / 2>*>(copy + at) = high;
+    *reinterpret_cast<Packed<uint32_t, N / 2>*>(static_cast<uint16_t*>(rest) + at) = low;
+}
+
+__device__ __forceinline__ void load_master(float (&p)[1], const __nv_bfloat16* copy, const void* rest, size_t at) {
+    p[0] = join(reinterpret_cast<const uint16_t*>(copy)[at], static_cast<const uint16_t*>(rest)[at]);
+}
+
+__device__ __forceinline__ void store_master(const float (&p)[1], __nv_bfloat16* copy, void* rest, size_t at) {
+    const uint32_t bits = __float_as_uint(p[0]);
+    reinterpret_cast<uint16_t*>(copy)[at] = static_cast<uint16_t>((bits + HALF) >> 16);
+    static_cast<uint16_t*>(rest)[at] = static_cast<uint16_t>(bits);
 }
 
 /// Sums of squares by block, of the groups that have a learning rate.
 template <typename T, int N>
 __device__ __forceinline__ void squares(const T* gradients, const uint8_t* groups, const Numbers* numbers, float* sums, long long len) {
+    begin();
     __shared__ float warps[THREADS / 32];
     uint32_t present = 0;
 #pragma unroll
@@ -92,6 +112,7 @@ __device__ __forceinline__ void squares(const T* gradients, const uint8_t* group
 
 /// The norm, and what gradients are multiplied by. One block.
 KERNEL(THREADS) clip(const float* sums, const Numbers* numbers, Result* result, int count) {
+    begin();
     __shared__ double lanes[THREADS];
     double sum = 0.0;
     for (int i = threadIdx.x; i < count; i += THREADS) sum += sums[i];
@@ -113,6 +134,7 @@ KERNEL(THREADS) clip(const float* sums, const Numbers* numbers, Result* result, 
 template <typename T, bool TORCH>
 __device__ __forceinline__ void adamw(T* weights, void* rests, const T* gradients, float* first, float* second, const uint8_t* groups,
                                       const Numbers* numbers, const Result* result, long long len) {
+    begin();
     constexpr int N = 4;
     const size_t at = (static_cast<size_t>(blockIdx.x) * THREADS + threadIdx.x) * N;
     if (at >= len || result->finite == 0.0f) return;
@@ -121,7 +143,7 @@ __device__ __forceinline__ void adamw(T* weights, void* rests, const T* gradient
     const Numbers all = *numbers;
     const float factor = result->factor;
     float p[N], g[N], m[N], v[N];
-    load_master<N>(p, weights, rests, at);
+    load_master(p, weights, rests, at);
     load_vector<N>(g, gradients + at);
     load_vector<N>(m, first + at);
     load_vector<N>(v, second + at);
@@ -138,7 +160,7 @@ __device__ __forceinline__ void adamw(T* weights, void* rests, const T* gradient
             p[i] = (p[i] + rates.step * (m[i] / (sqrtf(v[i]) + all.epsilon))) * rates.keep;
         }
     }
-    store_master<N>(p, weights, rests, at);
+    store_master(p, weights, rests, at);
     store_vector<N>(first + at, m);
     store_vector<N>(second + at, v);
 }
@@ -157,15 +179,28 @@ struct Tables {
     uint8_t first_index[CELLS], second_index[CELLS];
 };
 
-/// The entry nearest to `value`, which is at most 1 apart from rounding. BITS: of the fraction that the index goes by.
+/// Code of 0 among first moments.
+constexpr uint32_t NOTHING = 127;
+
+/// The first entry that a value with these leading bits can be nearest to. BITS: of the fraction that the index goes by.
 template <int BITS>
-__device__ __forceinline__ uint32_t nearest(const Code& code, const uint8_t* index, float value) {
-    constexpr int FIRST = (127 - OCTAVES) << BITS, OF_A_SIGN = (OCTAVES + 1) << BITS;
-    const uint32_t bits = __float_as_uint(value);
-    const int cell = min(max(static_cast<int>((bits & 0x7fffffffu) >> (23 - BITS)) - FIRST, 0), OF_A_SIGN - 1);
-    // The unsigned code has no negative values.
-    const uint32_t base = index[BITS == 6 && bits >> 31 ? cell + OF_A_SIGN : cell];
-    return base + (code.boundaries[base] < value ? 1 : 0);
+__device__ __forceinline__ uint32_t lowest(const uint8_t* index, float magnitude) {
+    constexpr uint32_t FIRST = (127 - OCTAVES) << BITS;
+    return index[max(__float_as_uint(magnitude) >> (23 - BITS), FIRST) - FIRST];
+}
+
+/// Code of a first moment that is `value` of the largest.
+__device__ __forceinline__ uint32_t first_code(const Tables& tables, float value) {
+    const bool negative = __float_as_uint(value) >> 31;
+    const uint32_t base = lowest<6>(tables.first_index + (negative ? CELLS / 2 : 0), fabsf(value));
+    const uint32_t code = base + (tables.first.boundaries[base] < value ? 1 : 0);
+    // Coding must not turn a small negative moment into none at all.
+    return negative ? min(code, NOTHING - 1) : code;
+}
+
+__device__ __forceinline__ uint32_t second_code(const Tables& tables, float value) {
+    const uint32_t base = lowest<7>(tables.second_index, value);
+    return base + (tables.second.boundaries[base] < value ? 1 : 0);
 }
 
 /// Of values that are not negative.
@@ -180,14 +215,38 @@ __device__ __forceinline__ float largest_of_warp(float x) {
 #endif
 }
 
-/// What brings values of at most `largest` to at most 1. Below the normal numbers everything counts as nothing.
+/// 1 / largest. Below the normal numbers everything counts as nothing.
 __device__ __forceinline__ float inverse(float largest) { return largest >= 1.17549435e-38f ? 1.0f / largest : 0.0f; }
+
+/// value / largest, rounded as a division is.
+__device__ __forceinline__ float quotient(float value, float largest, float inverse) {
+    const float near = value * inverse;
+    return fmaf(fmaf(-near, largest, value), inverse, near);
+}
+
+/// m / (sqrt(v) + epsilon) to a few units in the last place.
+__device__ __forceinline__ float direction(float m, float v, float epsilon) {
+    float root, y;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(v));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(root + epsilon));
+    return m * y;
+}
+
+/// Eight codes.
+struct alignas(8) Codes {
+    uint32_t words[2];
+
+    __device__ __forceinline__ uint32_t at(int i) const { return words[i / 4] >> i % 4 * 8 & 0xff; }
+    /// Where there is none yet.
+    __device__ __forceinline__ void put(int i, uint32_t code) { words[i / 4] += code << i % 4 * 8; }
+};
 
 /// Moments in 8 bits. A warp has a block of 256 elements, a lane eight neighbouring ones.
 template <typename T>
 __device__ __forceinline__ void adamw_8bit(T* weights, void* rests, const T* gradients, uint8_t* first_codes, float* first_largest,
                                            uint8_t* second_codes, float* second_largest, const uint8_t* groups, const Tables* all_tables,
                                            const Numbers* numbers, const Result* result, int blocks) {
+    begin();
     constexpr int N = BLOCK / 32;
     __shared__ Tables tables;
     static_assert(sizeof(Tables) % 4 == 0, "copied in words");
@@ -201,39 +260,38 @@ __device__ __forceinline__ void adamw_8bit(T* weights, void* rests, const T* gra
     const int lane = threadIdx.x % 32, stride = gridDim.x * (THREADS / 32);
     for (int block = blockIdx.x * (THREADS / 32) + threadIdx.x / 32; block < blocks; block += stride) {
         const int group = groups[block];
-        const float keep = numbers->groups[group].keep, step = numbers->groups[group].step;
-        if (numbers->groups[group].present == 0.0f) continue;
         const size_t at = static_cast<size_t>(block) * BLOCK + lane * N;
         float p[N], g[N], m[N], v[N];
-        Packed<uint8_t, N> code1 = *reinterpret_cast<const Packed<uint8_t, N>*>(first_codes + at);
-        Packed<uint8_t, N> code2 = *reinterpret_cast<const Packed<uint8_t, N>*>(second_codes + at);
+        Codes code1 = *reinterpret_cast<const Codes*>(first_codes + at), code2 = *reinterpret_cast<const Codes*>(second_codes + at);
         const float largest1 = first_largest[block], largest2 = second_largest[block];
         load_vector<N>(g, gradients + at);
-        load_master<N>(p, weights, rests, at);
+        load_master(p, weights, rests, at);
+        const float keep = numbers->groups[group].keep, step = numbers->groups[group].step;
+        // Last, so that the loads above do not wait for it.
+        if (numbers->groups[group].present == 0.0f) continue;
+        const float kept1 = largest1 * all.beta1, kept2 = largest2 * all.beta2;
         float most1 = 0.0f, most2 = 0.0f;
 #pragma unroll
         for (int i = 0; i < N; ++i) {
             g[i] *= factor;
-            m[i] = tables.first.values[code1.values[i]] * largest1 * all.beta1 + all.fresh1 * g[i];
-            v[i] = tables.second.values[code2.values[i]] * largest2 * all.beta2 + all.fresh2 * g[i] * g[i];
-            p[i] = (p[i] + step * __fdividef(m[i], sqrtf(v[i]) + all.epsilon)) * keep;
+            m[i] = tables.first.values[code1.at(i)] * kept1 + all.fresh1 * g[i];
+            v[i] = tables.second.values[code2.at(i)] * kept2 + all.fresh2 * g[i] * g[i];
+            p[i] = (p[i] + step * direction(m[i], v[i], all.epsilon)) * keep;
             most1 = fmaxf(most1, fabsf(m[i]));
             most2 = fmaxf(most2, v[i]);
         }
-        store_master<N>(p, weights, rests, at);
+        store_master(p, weights, rests, at);
         most1 = largest_of_warp(most1);
         most2 = largest_of_warp(most2);
         const float inverse1 = inverse(most1), inverse2 = inverse(most2);
+        code1 = code2 = {};
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            uint32_t code = nearest<6>(tables.first, tables.first_index, m[i] * inverse1);
-            // Coding must not turn a small negative moment into none at all.
-            if (signbit(m[i]) && tables.first.values[code] == 0.0f) code -= 1;
-            code1.values[i] = static_cast<uint8_t>(code);
-            code2.values[i] = static_cast<uint8_t>(nearest<7>(tables.second, tables.second_index, v[i] * inverse2));
+            code1.put(i, first_code(tables, quotient(m[i], most1, inverse1)));
+            code2.put(i, second_code(tables, quotient(v[i], most2, inverse2)));
         }
-        *reinterpret_cast<Packed<uint8_t, N>*>(first_codes + at) = code1;
-        *reinterpret_cast<Packed<uint8_t, N>*>(second_codes + at) = code2;
+        *reinterpret_cast<Codes*>(first_codes + at) = code1;
+        *reinterpret_cast<Codes*>(second_codes + at) = code2;
         if (lane == 0) {
             first_largest[block] = most1;
             second_largest[block] = most2;
@@ -243,11 +301,12 @@ __device__ __forceinline__ void adamw_8bit(T* weights, void* rests, const T* gra
 
 template <typename T>
 __device__ __forceinline__ void split_master(const float* from, T* copy, void* rest, long long len) {
+    begin();
     const size_t at = static_cast<size_t>(blockIdx.x) * THREADS + threadIdx.x;
     if (at >= len) return;
     const float p[1] = {from[at]};
     if (rest || sizeof(T) == 4) {
-        store_master<1>(p, copy, rest, at);
+        store_master(p, copy, rest, at);
     } else {
         copy[at] = static_cast<T>(p[0]);
     }
@@ -255,10 +314,11 @@ __device__ __forceinline__ void split_master(const float* from, T* copy, void* r
 
 template <typename T>
 __device__ __forceinline__ void join_master(const T* copy, const void* rest, float* to, long long len) {
+    begin();
     const size_t at = static_cast<size_t>(blockIdx.x) * THREADS + threadIdx.x;
     if (at >= len) return;
     float p[1] = {static_cast<float>(copy[at])};
-    if (rest) load_master<1>(p, copy, rest, at);
+    if (rest) load_master(p, copy, rest, at);
     to[at] = p[0];
 }
 

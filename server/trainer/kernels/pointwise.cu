@@ -12,6 +12,7 @@ __device__ __forceinline__ size_t first_element() {
 
 template <typename FROM, typename TO>
 __device__ __forceinline__ void cast(const FROM* x, TO* y, long long len) {
+    begin();
     const size_t at = first_element<4>();
     float values[4];
     load_part<4>(values, x, at, len);
@@ -20,6 +21,7 @@ __device__ __forceinline__ void cast(const FROM* x, TO* y, long long len) {
 
 template <typename T, int N>
 __device__ __forceinline__ void add(const T* a, const T* b, T* y, long long len) {
+    begin();
     const size_t at = first_element<N>();
     float left[N], right[N];
     load_part<N>(left, a, at, len);
@@ -32,6 +34,7 @@ __device__ __forceinline__ void add(const T* a, const T* b, T* y, long long len)
 /// y += bias[channel] + residual. `channels` is a multiple of N.
 template <typename T, int N>
 __device__ __forceinline__ void bias_residual(T* y, const T* bias, const T* residual, int channels, long long len) {
+    begin();
     const size_t at = first_element<N>();
     if (at >= len) return;
     float values[N], more[N];
@@ -80,6 +83,7 @@ struct Gelu {
 
 template <typename KIND, typename T, int N>
 __device__ __forceinline__ void activate(const T* x, T* y, long long len) {
+    begin();
     const size_t at = first_element<N>();
     float values[N];
     load_part<N>(values, x, at, len);
@@ -90,6 +94,7 @@ __device__ __forceinline__ void activate(const T* x, T* y, long long len) {
 
 template <typename KIND, typename T, int N>
 __device__ __forceinline__ void activate_grad(const T* dy, const T* x, const T* plus, T* dx, long long len) {
+    begin();
     const size_t at = first_element<N>();
     float values[N], upstream[N], more[N] = {};
     load_part<N>(values, x, at, len);
@@ -103,6 +108,7 @@ __device__ __forceinline__ void activate_grad(const T* dy, const T* x, const T* 
 /// y = a gelu(b), x = [a, b] along the channels, of which y has `channels`, a multiple of N.
 template <typename T, int N>
 __device__ __forceinline__ void geglu(const T* x, T* y, int channels, long long len) {
+    begin();
     const size_t at = first_element<N>();
     if (at >= len) return;
     // Of a, whose rows are twice as long as y's.
@@ -117,6 +123,7 @@ __device__ __forceinline__ void geglu(const T* x, T* y, int channels, long long 
 
 template <typename T, int N>
 __device__ __forceinline__ void geglu_grad(const T* dy, const T* x, T* dx, int channels, long long len) {
+    begin();
     const size_t at = first_element<N>();
     if (at >= len) return;
     const size_t from = at + at / channels * channels;

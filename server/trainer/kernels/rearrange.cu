@@ -22,6 +22,7 @@ __device__ __forceinline__ size_t element_at(uint32_t row, uint32_t y, uint32_t 
 template <typename T, int N>
 __device__ __forceinline__ void upsample(const T* x, T* y, int from_height, int from_width, int to_height, int to_width, int channels,
                                          long long vectors) {
+    begin();
     const uint32_t index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= vectors) return;
     const Place to = place_of(index, channels / N, to_width, to_height);
@@ -36,6 +37,7 @@ __device__ __forceinline__ uint32_t first_of(uint32_t i, uint32_t from, uint32_t
 template <typename T, int N>
 __device__ __forceinline__ void upsample_grad(const T* dy, const T* plus, T* dx, int from_height, int from_width, int to_height, int to_width,
                                               int channels, long long vectors) {
+    begin();
     const uint32_t index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= vectors) return;
     const Place to = place_of(index, channels / N, from_width, from_height);
@@ -68,6 +70,7 @@ __device__ __forceinline__ T* part_at(T* a, T* b, uint32_t index, int channels_a
 
 template <typename T, int N>
 __device__ __forceinline__ void concat(const T* a, const T* b, T* y, int channels_a, int channels_b, long long vectors) {
+    begin();
     const uint32_t index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= vectors) return;
     const T* from = part_at<const T, N>(a, b, index, channels_a, channels_b);
@@ -76,6 +79,7 @@ __device__ __forceinline__ void concat(const T* a, const T* b, T* y, int channel
 
 template <typename T, int N>
 __device__ __forceinline__ void concat_grad(const T* dy, T* da, T* db, int channels_a, int channels_b, long long vectors) {
+    begin();
     const uint32_t index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= vectors) return;
     T* to = part_at<T, N>(da, db, index, channels_a, channels_b);

@@ -24,6 +24,7 @@ __device__ __forceinline__ float total(const float* lanes, int columns, int coun
 /// Grid: tiles of columns, parts of rows. `parts` F32 `[parts of rows, columns]`, for more than one part.
 template <typename T, int N>
 __device__ __forceinline__ void column_sums(const T* x, T* sums, float* parts, int rows, int columns, int of_a_part, int add) {
+    begin();
     constexpr int COLUMNS = TILE * N, LANES = THREADS / TILE;
     __shared__ float lanes[LANES * COLUMNS];
     __shared__ bool last;
@@ -73,6 +74,7 @@ __device__ __forceinline__ void column_sums(const T* x, T* sums, float* parts, i
 
 /// `bytes` and `to` are multiples of 2.
 KERNEL(THREADS) zero(void* to, long long bytes) {
+    begin();
     const size_t at = (static_cast<size_t>(blockIdx.x) * THREADS + threadIdx.x) * 16;
     char* own = static_cast<char*>(to) + at;
     if (at + 16 <= bytes && reinterpret_cast<size_t>(own) % 16 == 0) {

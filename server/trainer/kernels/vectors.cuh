@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include "begin.cuh"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>

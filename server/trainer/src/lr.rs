@@ -2,10 +2,7 @@
 
 use std::f64::consts::PI;
 
-use app::recipe::LrScheduler;
-
-/// Last rate of `polynomial`.
-const POLYNOMIAL_END: f64 = 1e-7;
+use app::recipe::{LrScheduler, POLYNOMIAL_END, RecipeDraft};
 
 /// A schedule with its numbers. Pure: the rate is a function of the update, so a resumed run needs no state.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,23 +18,25 @@ pub struct LrSchedule {
 }
 
 impl LrSchedule {
-    pub fn new(kind: LrScheduler, base: f64, warmup_updates: u64, total_updates: u64) -> Self {
+    pub fn of(recipe: &RecipeDraft) -> Self {
+        let (warmup_updates, total_updates) = recipe.schedule_updates();
         Self {
-            kind,
-            base,
+            kind: recipe.lr_scheduler,
+            base: recipe.learning_rate,
             warmup_updates,
             total_updates,
-            num_cycles: 1,
-            power: 1.0,
+            num_cycles: recipe.lr_num_cycles,
+            power: recipe.lr_power,
         }
     }
 
-    /// The rate that optimizer update `update`, counted from 0, uses.
+    /// The rate that optimizer update `update`, counted from 0, uses. Updates that were left out do not count.
     pub fn at(&self, update: u64) -> f64 {
         self.base * self.factor(update)
     }
 
-    fn factor(&self, update: u64) -> f64 {
+    /// What every group's rate is multiplied by.
+    pub fn factor(&self, update: u64) -> f64 {
         if self.kind == LrScheduler::Constant {
             return 1.0;
         }

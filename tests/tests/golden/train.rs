@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use app::recipe::Adam;
-use candle_core::{DType, Device, IndexOp, Tensor, Var};
+use candle_core::{DType, Device, IndexOp, Var};
 use serde::Deserialize;
+use trainer::dreambooth::batch::{Batch, Draw, Objective};
 use trainer::dreambooth::clip_factor;
 use trainer::dreambooth::learner::Learner;
-use trainer::dreambooth::loss::{Batch, Objective};
+use trainer::dreambooth::loss;
 use trainer::formats;
 use trainer::models::config::PredictionType;
 use trainer::optim::{AdamW, AdamWSettings, Grads};
@@ -48,13 +49,13 @@ struct WantedLosses {
     loss: f64,
     instance_loss: Option<f64>,
     prior_loss: Option<f64>,
+    snr_weights: Option<Vec<f64>>,
 }
 
 /// How a variant differs from `base`.
 struct Variant {
     name: &'static str,
     prediction: PredictionType,
-    prior: bool,
     trains_text_encoder: bool,
     learning_rate: f64,
     adam: Adam,
@@ -62,37 +63,58 @@ struct Variant {
     /// Of the data of step 2.
     noise_factor: f64,
     offset_noise: f64,
+    snr_gamma: Option<f64>,
+    /// Which rows of the data are instances and class images.
+    instances: Vec<usize>,
+    classes: Vec<usize>,
+    /// What diffusers' script makes of the batch's shares, where it differs from ours.
+    reweigh: fn(&mut Batch),
 }
 
 fn base(name: &'static str) -> Variant {
     Variant {
         name,
         prediction: PredictionType::Epsilon,
-        prior: true,
         trains_text_encoder: true,
         learning_rate: 1e-4,
         adam: Adam::default(),
         accumulation: 1,
         noise_factor: 1.0,
         offset_noise: 0.0,
+        snr_gamma: None,
+        instances: vec![0, 1],
+        classes: vec![2, 3],
+        reweigh: |_| (),
     }
 }
 
-fn batch(inputs: &Tensors, step: usize, variant: &Variant) -> Batch {
-    let rows = if variant.prior { 4 } else { 2 };
-    let of = |name: &str| inputs[name].i(step).unwrap().i(..rows).unwrap();
-    let mut noise = (of("noise") * if step == 1 { variant.noise_factor } else { 1.0 }).unwrap();
-    if variant.offset_noise > 0.0 {
-        let offset = (of("offset_noise") * variant.offset_noise).unwrap();
-        noise = noise.broadcast_add(&offset).unwrap();
-    }
-    let timesteps = of("timesteps").to_vec1::<i64>().unwrap();
-    Batch {
+fn draw(inputs: &Tensors, step: usize, variant: &Variant) -> Draw {
+    let rows: Vec<usize> = variant.instances.iter().chain(&variant.classes).copied().collect();
+    let of = |name: &str| -> Vec<f32> {
+        let of_row = |row: &usize| inputs[name].i((step, *row)).unwrap().flatten_all().unwrap();
+        rows.iter()
+            .flat_map(|row| of_row(row).to_vec1::<f32>().unwrap())
+            .collect()
+    };
+    let factor = if step == 1 { variant.noise_factor } else { 1.0 };
+    let timesteps = inputs["timesteps"].i(step).unwrap().to_vec1::<i64>().unwrap();
+    let ids = inputs["input_ids"]
+        .to_dtype(DType::U32)
+        .unwrap()
+        .to_vec2::<u32>()
+        .unwrap();
+    let shape = inputs["latents"].dims();
+    Draw {
+        dims: [shape[2], shape[3], shape[4]],
+        instance_rows: variant.instances.len(),
         latents: of("latents"),
-        noise,
-        timesteps: timesteps.into_iter().map(|t| t as u32).collect(),
-        ids: inputs["input_ids"].i(..rows).unwrap().to_dtype(DType::U32).unwrap(),
-        instance_rows: 2,
+        noise: of("noise")
+            .into_iter()
+            .map(|noise| (f64::from(noise) * factor) as f32)
+            .collect(),
+        offsets: of("offset_noise"),
+        timesteps: rows.iter().map(|row| timesteps[*row] as u32).collect(),
+        ids: rows.iter().flat_map(|row| ids[*row].clone()).collect(),
     }
 }
 
@@ -109,11 +131,12 @@ fn follow(variant: &Variant) {
     let (learner, vars) = Learner::new(weights, None, variant.trains_text_encoder, &Device::Cpu).unwrap();
     let before = copies(&vars);
     let mut adam = AdamW::new(AdamWSettings::from(&variant.adam), &vars);
-    let schedule = NoiseSchedule::new(&learner.base().scheduler_config).unwrap();
     let objective = Objective {
-        schedule: &schedule,
+        schedule: NoiseSchedule::new(&learner.base().scheduler_config).unwrap(),
         prediction: variant.prediction,
         prior_loss_weight: 1.0,
+        snr_gamma: variant.snr_gamma,
+        offset_noise: variant.offset_noise,
     };
     let mut table = Table::new(variant.name);
     for (update, want) in wanted.iter().enumerate() {
@@ -125,19 +148,31 @@ fn follow(variant: &Variant) {
         let mut sum: Option<Grads> = None;
         for (micro, want) in losses_wanted.iter().enumerate() {
             let step = update * variant.accumulation + micro;
-            let batch = batch(&inputs, step, variant);
-            let context = learner.text_encoder.forward(&batch.ids).unwrap();
-            let losses = objective.loss(&learner.unet, &context, &batch).unwrap();
-            let mut check = |what: &str, got: &Tensor, want: f64| {
-                let got = f64::from(got.to_scalar::<f32>().unwrap());
-                table.check(format!("step {} {what}", step + 1), relative(got, want), LOSS_TOLERANCE);
-            };
-            check("loss", &losses.total, want.loss);
-            if let (Some(instance), Some(prior)) = (want.instance_loss, want.prior_loss) {
-                check("instance loss", &losses.instance, instance);
-                check("prior loss", losses.prior.as_ref().unwrap(), prior);
+            let mut batch = objective.batch(draw(&inputs, step, variant)).unwrap();
+            if let Some(weights) = &want.snr_weights {
+                let got = batch.shares.iter().map(|share| share * batch.instance_rows as f32);
+                for (row, (got, want)) in got.zip(weights).enumerate() {
+                    let item = format!("step {} SNR weight {row}", step + 1);
+                    table.check(item, relative(f64::from(got), *want), LOSS_TOLERANCE);
+                }
             }
-            let store = losses.total.backward().unwrap();
+            (variant.reweigh)(&mut batch);
+            let context = learner
+                .text_encoder
+                .forward(&loss::ids(&batch, &Device::Cpu).unwrap())
+                .unwrap();
+            let (total, losses) = loss::loss(&learner.unet, &context, &batch).unwrap();
+            let mut check = |what: &str, got: f32, want: f64| {
+                let error = relative(f64::from(got), want);
+                table.check(format!("step {} {what}", step + 1), error, LOSS_TOLERANCE);
+            };
+            check("loss", total.to_scalar::<f32>().unwrap(), want.loss);
+            check("told loss", losses.total, want.loss);
+            if let (Some(instance), Some(prior)) = (want.instance_loss, want.prior_loss) {
+                check("instance loss", losses.instance, instance);
+                check("prior loss", losses.prior.unwrap(), prior);
+            }
+            let store = total.backward().unwrap();
             let grads = Grads::take(&vars, store, 1.0 / variant.accumulation as f64).unwrap();
             sum = Some(match sum {
                 Some(earlier) => earlier.plus(grads).unwrap(),
@@ -161,7 +196,7 @@ fn follow(variant: &Variant) {
             relative(factor, want.clip_factor),
             GRAD_NORM_TOLERANCE,
         );
-        adam.update(&vars, &grads, variant.learning_rate, factor).unwrap();
+        adam.update(&vars, &grads, |_| variant.learning_rate, factor).unwrap();
     }
     final_stats(&mut table, variant.name, &names, &before, &copies(&vars));
     table.finish();
@@ -233,7 +268,7 @@ fn v_prediction() {
 #[test]
 fn without_prior_preservation() {
     follow(&Variant {
-        prior: false,
+        classes: Vec::new(),
         ..base("no_prior")
     });
 }
@@ -291,5 +326,46 @@ fn offset_noise_is_added_and_asked_back() {
     follow(&Variant {
         offset_noise: 0.1,
         ..base("offset_noise_0.1")
+    });
+}
+
+#[test]
+fn min_snr_weighs_rows_by_their_timesteps() {
+    follow(&Variant {
+        snr_gamma: Some(5.0),
+        classes: Vec::new(),
+        ..base("min_snr5_no_prior")
+    });
+}
+
+#[test]
+fn min_snr_of_velocity() {
+    follow(&Variant {
+        snr_gamma: Some(5.0),
+        prediction: PredictionType::VPrediction,
+        classes: Vec::new(),
+        ..base("min_snr5_v_no_prior")
+    });
+}
+
+/// As one may read diffusers' script: instances are weighed, class images are not. We weigh both halves.
+#[test]
+fn min_snr_of_the_instances_alone() {
+    follow(&Variant {
+        snr_gamma: Some(5.0),
+        reweigh: |batch| batch.shares[2..].fill(0.5),
+        ..base("min_snr5_prior_instance_weights")
+    });
+}
+
+/// diffusers' fault: the weights of both timesteps are broadcast over the one instance, and the class image has none.
+#[test]
+fn min_snr_as_diffusers_script_broadcasts_it() {
+    follow(&Variant {
+        snr_gamma: Some(5.0),
+        instances: vec![0],
+        classes: vec![2],
+        reweigh: |batch| batch.shares = vec![(batch.shares[0] + batch.shares[1]) / 2.0, 1.0],
+        ..base("min_snr5_prior_hf_broadcast_b1")
     });
 }

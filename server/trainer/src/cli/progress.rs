@@ -64,12 +64,17 @@ impl Listener for Progress {
                 trained_parameters,
                 photos,
                 class_images,
+                micro_batches_per_step,
                 ..
             } => {
                 self.steps = *steps;
                 let millions = *trained_parameters as f64 / 1e6;
+                let batches = match micro_batches_per_step {
+                    1 => String::new(),
+                    many => format!(" of {many} batches each"),
+                };
                 self.line(&format!(
-                    "{photos} photos, {class_images} class images, {steps} steps, {millions:.1} million parameters"
+                    "{photos} photos, {class_images} class images, {steps} steps{batches}, {millions:.1} million parameters"
                 ));
             }
             EventKind::Phase { phase } => {

@@ -79,6 +79,11 @@ pub fn run(args: &SampleArgs) -> anyhow::Result<ExitCode> {
         height_px: args.height.unwrap_or(own_side),
         clip_skip: args.clip_skip,
     };
+    for prompt in [&request.prompt, &request.negative_prompt] {
+        if let Some(cut) = learner.tokenizer.encode(prompt, false)?.cut {
+            tracing::warn!("a prompt is too long; these words were left out: {cut}");
+        }
+    }
     let stop = Stop::signals()?;
     let indices: Vec<usize> = (0..args.num_samples).collect();
     for group in indices.chunks(BATCH) {

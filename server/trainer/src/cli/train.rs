@@ -47,6 +47,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             args: args_json(args, &recipe, &concepts)?,
             save_interval: args.save_interval,
             save_min_steps: args.save_min_steps,
+            late: args.strict_tutorial,
         }),
         data_folder: std::env::current_dir()?,
         stop: Stop::watch(&folder).context("cannot catch signals")?,
@@ -75,7 +76,10 @@ fn begin(folder: &Path, recipe: &Recipe) -> anyhow::Result<bool> {
     let mut stale = vec!["stop"];
     let same = unfinished && std::fs::read(&path).is_ok_and(|before| before == json);
     if !same {
-        stale.extend(["events.jsonl", "samples", "state"]);
+        stale.extend(["events.jsonl", "samples"]);
+    }
+    if !same && recipe.resume_from_checkpoint.is_none() {
+        stale.extend(["state", "checkpoints"]);
     }
     for name in stale {
         let path = folder.join(name);
@@ -160,7 +164,7 @@ fn recipe(args: &TrainArgs, concepts: Vec<Concept>) -> anyhow::Result<RecipeDraf
         }),
         hflip: args.hflip,
         center_crop: args.center_crop,
-        pad_tokens: args.pad_tokens || (ours.is_some() && unset.pad_tokens),
+        pad_tokens: args.pad_tokens || !args.strict_tutorial,
         read_prompts_from_txts: args.read_prompts_from_txts,
         seed: args.seed.unwrap_or(SEED),
         mixed_precision: word("mixed_precision", args.mixed_precision.as_deref())?.unwrap_or(Precision::No),
@@ -169,17 +173,30 @@ fn recipe(args: &TrainArgs, concepts: Vec<Concept>) -> anyhow::Result<RecipeDraf
             adam_beta2: args.adam_beta2,
             adam_weight_decay: args.adam_weight_decay,
             adam_epsilon: args.adam_epsilon,
-            max_grad_norm: if args.strict_tutorial { 0.0 } else { args.max_grad_norm },
+            max_grad_norm: args.max_grad_norm,
         },
         samples: SamplePlan {
             save_sample_prompt: args.save_sample_prompt.clone().unwrap_or_default(),
             save_sample_negative_prompt: args.save_sample_negative_prompt.clone().unwrap_or_default(),
             n_save_sample: args.n_save_sample.unwrap_or(unset.samples.n_save_sample),
-            sample_interval: 0,
+            sample_interval: args.validation_steps.unwrap_or(0),
             save_guidance_scale: args.save_guidance_scale,
             save_infer_steps: args.save_infer_steps.unwrap_or(unset.samples.save_infer_steps),
         },
         checkpointing_steps: args.checkpointing_steps,
+        checkpoints_total_limit: args.checkpoints_total_limit,
+        resume_from_checkpoint: args.resume_from_checkpoint.clone(),
+        lr_num_cycles: args.lr_num_cycles,
+        lr_power: args.lr_power,
+        text_encoder_learning_rate: args.text_encoder_learning_rate,
+        stop_text_encoder_at: args.stop_text_encoder_at,
+        snr_gamma: args.snr_gamma,
+        offset_noise: args.offset_noise.unwrap_or(0.0),
+        use_ema: args.use_ema,
+        ema_decay: args.ema_decay,
+        use_8bit_adam: args.use_8bit_adam,
+        gradient_checkpointing: args.gradient_checkpointing,
+        strict_tutorial: args.strict_tutorial,
     };
     if args.max_train_steps.is_none() && (args.num_train_epochs.is_some() || draft.max_train_steps == 0) {
         draft.max_train_steps = steps_of_epochs(args.num_train_epochs.unwrap_or(1), &draft)?;
@@ -218,17 +235,18 @@ fn ours(args: &TrainArgs) -> Option<RecipeDraft> {
     })
 }
 
-/// The script counts epochs over the longer of photos and class images.
+/// The script counts epochs over the longer of photos and class images, in updates.
 fn steps_of_epochs(epochs: u32, draft: &RecipeDraft) -> anyhow::Result<u32> {
     let mut photos = 0;
     for concept in &draft.concepts {
         photos += dataset::list(Path::new(&concept.instance_data_dir))?.photos.len();
     }
     let class_images = draft.prior.as_ref().map_or(0, |prior| prior.num_class_images as usize) * draft.concepts.len();
-    let batches = photos
+    let updates = photos
         .max(class_images)
-        .div_ceil(draft.train_batch_size.max(1) as usize);
-    Ok(epochs.saturating_mul(batches as u32))
+        .div_ceil(draft.train_batch_size.max(1) as usize)
+        .div_ceil(draft.gradient_accumulation_steps.max(1) as usize);
+    Ok(epochs.saturating_mul(updates as u32))
 }
 
 /// One of an enum's words, as in recipe.json.
@@ -246,14 +264,6 @@ fn ineffective(args: &TrainArgs) -> Vec<String> {
         (
             class_flags && !args.with_prior_preservation,
             "the class flags have no effect without --with_prior_preservation",
-        ),
-        (
-            args.use_8bit_adam,
-            "--use_8bit_adam has no effect yet: moments are kept in 32 bits, which takes more memory",
-        ),
-        (
-            args.gradient_checkpointing,
-            "--gradient_checkpointing has no effect yet: activations are kept, which takes more memory",
         ),
         (
             args.not_cache_latents,

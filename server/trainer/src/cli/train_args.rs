@@ -11,7 +11,7 @@ pub struct TrainArgs {
     /// `starter`, a diffusers folder, or a .safetensors or .ckpt file
     #[arg(long, help_heading = "Model")]
     pub pretrained_model_name_or_path: String,
-    /// A VAE for class images, samples and the saved model; photos are encoded with the base model's own
+    /// A VAE in place of the base model's
     #[arg(long, help_heading = "Model")]
     pub pretrained_vae_name_or_path: Option<String>,
     /// Revision of a Hub model
@@ -58,7 +58,7 @@ pub struct TrainArgs {
     /// Mirror half of the photos
     #[arg(long, help_heading = "Photos")]
     pub hflip: bool,
-    /// Pad prompts to 77 tokens
+    /// Pad prompts to 77 tokens; always, unless strict_tutorial is given
     #[arg(long, help_heading = "Photos")]
     pub pad_tokens: bool,
     #[arg(long, help_heading = "Photos")]
@@ -67,7 +67,7 @@ pub struct TrainArgs {
     /// Fill flags that are not given: person, animal, object or style
     #[arg(long, value_enum, help_heading = "Training")]
     pub preset: Option<Preset>,
-    /// Micro-batches; without it, num_train_epochs counts
+    /// Optimizer updates; without it, num_train_epochs counts. With strict_tutorial micro-batches
     #[arg(long, help_heading = "Training")]
     pub max_train_steps: Option<u32>,
     /// [script: 1]
@@ -107,7 +107,7 @@ pub struct TrainArgs {
     /// Without it 1337, so that a run can be repeated
     #[arg(long, help_heading = "Training")]
     pub seed: Option<u64>,
-    /// Keep the script's faults: gradients are not clipped
+    /// Keep the script's faults, which docs/strict-tutorial.md lists: gradients are not clipped, and more
     #[arg(long, help_heading = "Training")]
     pub strict_tutorial: bool,
 
@@ -135,12 +135,12 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 0, help_heading = "Results")]
     pub save_min_steps: u32,
     /// Samples are drawn with this at every save
-    #[arg(long, help_heading = "Results")]
+    #[arg(long, visible_alias = "validation_prompt", help_heading = "Results")]
     pub save_sample_prompt: Option<String>,
     #[arg(long, help_heading = "Results")]
     pub save_sample_negative_prompt: Option<String>,
     /// [script: 4]
-    #[arg(long, help_heading = "Results")]
+    #[arg(long, visible_alias = "num_validation_images", help_heading = "Results")]
     pub n_save_sample: Option<u32>,
     #[arg(long, default_value_t = 7.5, help_heading = "Results")]
     pub save_guidance_scale: f64,
@@ -150,6 +150,41 @@ pub struct TrainArgs {
     /// The training state is saved after every so many steps; a run that was cut off goes on from there
     #[arg(long, default_value_t = 100, help_heading = "Results")]
     pub checkpointing_steps: u32,
+
+    // From today's diffusers and the field.
+    /// Go on from a saved state, also of another recipe: `latest`, a file, or the folder of a run
+    #[arg(long, help_heading = "Results")]
+    pub resume_from_checkpoint: Option<String>,
+    /// Keep so many of the last saved states, after the end too
+    #[arg(long, help_heading = "Results")]
+    pub checkpoints_total_limit: Option<u32>,
+    /// Samples also after every so many steps, without a model
+    #[arg(long, help_heading = "Results")]
+    pub validation_steps: Option<u32>,
+    /// Waves of cosine_with_restarts
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub lr_num_cycles: u32,
+    /// Exponent of polynomial
+    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    pub lr_power: f64,
+    /// A rate of its own for the text encoder
+    #[arg(long, help_heading = "Training")]
+    pub text_encoder_learning_rate: Option<f64>,
+    /// After so many steps the text encoder stays as it is
+    #[arg(long, help_heading = "Training")]
+    pub stop_text_encoder_at: Option<u32>,
+    /// Min-SNR weighting; 5 is usual
+    #[arg(long, help_heading = "Training")]
+    pub snr_gamma: Option<f64>,
+    /// Noise that shifts whole channels; alone it means 0.1
+    #[arg(long, num_args = 0..=1, default_missing_value = "0.1", help_heading = "Training")]
+    pub offset_noise: Option<f64>,
+    /// Samples and result are of a running average of the weights
+    #[arg(long, help_heading = "Training")]
+    pub use_ema: bool,
+    /// How long that average remembers, at most
+    #[arg(long, default_value_t = 0.9999, help_heading = "Training")]
+    pub ema_decay: f64,
 
     #[arg(long, hide = true)]
     pub logging_dir: Option<String>,

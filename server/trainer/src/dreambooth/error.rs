@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use app::job::Failure;
 
+use super::scaler::ScaleError;
 use crate::dataset::DatasetError;
 use crate::events::EventError;
 use crate::formats::ModelError;
@@ -34,8 +35,14 @@ pub enum TrainError {
         #[source]
         source: GradError,
     },
-    #[error("the loss is not a number any more at step {step}")]
-    Diverged { step: u32 },
+    #[error("training diverged at step {step}")]
+    Diverged {
+        step: u32,
+        #[source]
+        source: ScaleError,
+    },
+    #[error("--resume_from_checkpoint: {reference}: {why}")]
+    NoCheckpoint { reference: String, why: String },
     #[error("the base model draws only black images for `{prompt}`")]
     BlackClassImages { prompt: String },
     #[error("resolution is {got}; it must be a multiple of {multiple} for this model")]
@@ -79,6 +86,7 @@ impl TrainError {
                 GradError::Tensor(_) => "engine",
             },
             Self::Diverged { .. } => "diverged",
+            Self::NoCheckpoint { .. } => "no_checkpoint",
             Self::BlackClassImages { .. } => "black_class_images",
             Self::Resolution { .. } => "bad_recipe",
             Self::State { .. } => "bad_state",
@@ -94,6 +102,7 @@ impl TrainError {
             "disk_full" => Some("Free some space; the run then continues from its last saved state."),
             "no_photos" => Some("Add JPEG, PNG or WebP files."),
             "bad_photo" => Some("Remove that photo or save it again as PNG or JPEG."),
+            "no_checkpoint" => Some("Give `latest`, a saved state or the folder of a run that has one."),
             "bad_state" => Some("Delete the folder `state` beside it to start over."),
             "black_class_images" => Some("The base model seems damaged; try another one."),
             _ => None,

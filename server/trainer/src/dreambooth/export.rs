@@ -21,16 +21,33 @@ pub struct TutorialFolders {
     pub args: serde_json::Value,
     pub save_interval: u32,
     pub save_min_steps: u32,
+    /// The script saves after the step that follows the one it names the folder by.
+    pub late: bool,
+}
+
+/// A folder to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Save {
+    /// The step after which it is left.
+    pub after: u32,
+    /// The step that it is named by.
+    pub name: u32,
 }
 
 impl TutorialFolders {
-    /// Steps after which a folder is left, ascending. The script's own are one step late.
-    pub fn save_steps(&self, steps: u32) -> Vec<u32> {
+    /// The folders that a run of so many steps leaves, ascending.
+    pub fn saves(&self, steps: u32) -> Vec<Save> {
         let every = self.save_interval.max(1) as usize;
         let between = (0..steps).step_by(every).skip(1);
-        let mut all: Vec<u32> = between.filter(|step| *step >= self.save_min_steps).collect();
-        all.push(steps);
-        all
+        let between = between.filter(|step| *step >= self.save_min_steps).map(|step| Save {
+            after: step + u32::from(self.late),
+            name: step,
+        });
+        let last = Save {
+            after: steps,
+            name: steps,
+        };
+        between.chain([last]).collect()
     }
 }
 
@@ -41,21 +58,36 @@ impl TutorialFolders {
 pub fn export(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
     match &run.results {
         Results::SingleFiles => single_files(run, learner, state),
-        Results::Tutorial(folders) => save_folder(run, folders, learner, state),
+        Results::Tutorial(folders) => {
+            let (after, name) = (state.step, state.step);
+            save_folder(
+                run,
+                &FolderDue {
+                    folders,
+                    save: Save { after, name },
+                },
+                learner,
+                state,
+            )
+        }
     }
 }
 
-/// In between, where the script would save.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn folder_if_due(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
-    match &run.results {
-        Results::Tutorial(folders) if folders.save_steps(run.recipe.max_train_steps).contains(&state.step) => {
-            save_folder(run, folders, learner, state)
-        }
-        _ => Ok(()),
-    }
+/// A folder that the script would leave now, in the midst of a run.
+pub struct FolderDue<'a> {
+    folders: &'a TutorialFolders,
+    save: Save,
+}
+
+/// The folders to leave after `step`, but for the last, which is the run's end.
+pub fn folders_due(run: &Run, step: u32) -> Vec<FolderDue<'_>> {
+    let Results::Tutorial(folders) = &run.results else {
+        return Vec::new();
+    };
+    let steps = run.recipe.max_train_steps;
+    let saves = folders.saves(steps).into_iter();
+    let due = saves.filter(|save| save.after == step && save.name != steps);
+    due.map(|save| FolderDue { folders, save }).collect()
 }
 
 fn single_files(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
@@ -86,19 +118,18 @@ fn single_files(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(
 }
 
 /// `output_dir/STEP/`: a diffusers folder, `args.json`, and copies of this step's samples.
-fn save_folder(
-    run: &Run,
-    folders: &TutorialFolders,
-    learner: &Learner,
-    state: &TrainingState,
-) -> Result<(), TrainError> {
-    let folder = folders.output_dir.join(state.step.to_string());
+///
+/// # Errors
+/// When it cannot be written.
+pub fn save_folder(run: &Run, due: &FolderDue, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
+    let FolderDue { folders, save } = due;
+    let folder = folders.output_dir.join(save.name.to_string());
     formats::save_diffusers(&folder, &learner.weights(&state.vars), Width::Full)?;
     let args = format!("{:#}\n", folders.args);
     store::write_atomic(&folder.join("args.json"), args.as_bytes())?;
-    if run.sample_steps().contains(&state.step) {
+    if run.sample_steps().contains(&save.after) {
         for index in 0..run.recipe.samples.n_save_sample {
-            let from = run.folder.join(format!("samples/{}/{index}.png", state.step));
+            let from = run.folder.join(format!("samples/{}/{index}.png", save.after));
             // A stopped run has not drawn them all.
             if from.is_file() {
                 let bytes = std::fs::read(&from).map_err(|source| StoreError { path: from, source })?;
@@ -160,16 +191,36 @@ mod tests {
         assert_eq!(file_stem("写真", 1), "likeness-1");
     }
 
-    #[test]
-    fn folders_come_every_interval_and_last() {
-        let folders = |save_interval, save_min_steps| TutorialFolders {
+    fn folders(save_interval: u32, save_min_steps: u32, late: bool) -> TutorialFolders {
+        TutorialFolders {
             output_dir: PathBuf::new(),
             args: serde_json::Value::Null,
             save_interval,
             save_min_steps,
+            late,
+        }
+    }
+
+    #[test]
+    fn folders_come_every_interval_and_last() {
+        let names = |interval, least, steps| -> Vec<u32> {
+            let saves = folders(interval, least, false).saves(steps);
+            assert!(saves.iter().all(|save| save.after == save.name));
+            saves.into_iter().map(|save| save.name).collect()
         };
-        assert_eq!(folders(400, 0).save_steps(800), [400, 800]);
-        assert_eq!(folders(100, 300).save_steps(450), [300, 400, 450]);
-        assert_eq!(folders(10_000, 0).save_steps(800), [800]);
+        assert_eq!(names(400, 0, 800), [400, 800]);
+        assert_eq!(names(100, 300, 450), [300, 400, 450]);
+        assert_eq!(names(10_000, 0, 800), [800]);
+    }
+
+    #[test]
+    fn strict_folders_hold_one_step_more_than_their_name_says() {
+        let saves = |steps| -> Vec<(u32, u32)> {
+            let saves = folders(400, 0, true).saves(steps).into_iter();
+            saves.map(|save| (save.after, save.name)).collect()
+        };
+        assert_eq!(saves(1000), [(401, 400), (801, 800), (1000, 1000)]);
+        // Where the loop ends with a save, the script saves the same weights twice.
+        assert_eq!(saves(401), [(401, 400), (401, 401)]);
     }
 }

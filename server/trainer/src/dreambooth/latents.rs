@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use app::recipe::Recipe;
-use candle_core::{DType, IndexOp, Tensor};
+use candle_core::{DType, Device, IndexOp, Tensor};
 
+use super::batch::Draw;
 use super::error::TrainError;
 use super::learner::Learner;
-use super::loss::Batch;
 use crate::dataset::{self, DatasetError, Frame, Framing};
-use crate::models::vae::LatentDistribution;
 use crate::noise::{Noise, Purpose};
 use crate::tokenizer::TokenIds;
 
@@ -82,9 +81,11 @@ impl Pictures {
     }
 }
 
-/// An encoded, framed picture: mean and log-variance [c, h/8, w/8], and its prompt's ids, padded to 77.
+/// An encoded, framed picture: mean and standard deviation of its latents, `[c, h/8, w/8]` each, on the host; and which
+/// prompt goes with it.
 struct Entry {
-    moments: LatentDistribution,
+    mean: Vec<f32>,
+    std: Vec<f32>,
     tokens: usize,
 }
 
@@ -95,8 +96,11 @@ pub struct LatentCache {
     items: Vec<(usize, Option<usize>)>,
     /// Of each prompt.
     tokens: Vec<TokenIds>,
+    /// Channels, height and width of an entry.
+    dims: [usize; 3],
     batch_size: usize,
     pad_tokens: bool,
+    draws_offsets: bool,
     scaling_factor: f64,
     timesteps: u32,
     noise: Noise,
@@ -136,6 +140,7 @@ impl LatentCache {
             learner,
             resolution_px,
             entries: Vec::new(),
+            dims: [0; 3],
         };
         let mut side = |sources: &[Source], parity: u64, noticed: &mut Noticed| -> Result<Vec<usize>, TrainError> {
             let mut of_item = vec![0; if sources.is_empty() { 0 } else { length }];
@@ -165,11 +170,13 @@ impl LatentCache {
         let classes = side(&pictures.classes, 1, &mut noticed)?;
         let items = (0..length).map(|i| (instances[i], classes.get(i).copied())).collect();
         let cache = Self {
+            dims: encoder.dims,
             entries: encoder.entries,
             items,
             tokens: tokens.ids,
             batch_size: recipe.train_batch_size as usize,
             pad_tokens: recipe.pad_tokens,
+            draws_offsets: recipe.offset_noise > 0.0,
             scaling_factor: learner.vae.config().scaling_factor,
             timesteps: learner.base().scheduler_config.num_train_timesteps as u32,
             noise,
@@ -180,50 +187,59 @@ impl LatentCache {
     /// Mean latents of at most `most` photos, `[photos, c, h/8, w/8]`, scaled.
     ///
     /// # Errors
-    /// Those of the tensor operations.
-    pub fn instance_latents(&self, most: usize) -> Result<Tensor, TrainError> {
+    /// When the device has no room.
+    pub fn instance_latents(&self, most: usize, device: &Device) -> Result<Tensor, TrainError> {
         let mut entries: Vec<usize> = self.items.iter().map(|(instance, _)| *instance).collect();
         entries.sort_unstable();
         entries.dedup();
-        let means = entries
+        entries.truncate(most);
+        let means: Vec<f32> = entries
             .iter()
-            .take(most)
-            .map(|entry| &self.entries[*entry].moments.mean);
-        Ok((Tensor::stack(&means.collect::<Vec<_>>(), 0)? * self.scaling_factor)?)
+            .flat_map(|entry| &self.entries[*entry].mean)
+            .copied()
+            .collect();
+        let [c, h, w] = self.dims;
+        Ok((Tensor::from_vec(means, (entries.len(), c, h, w), device)? * self.scaling_factor)?)
     }
 
-    /// The batch of a step, counted from 0: a function of seed and step alone.
-    ///
-    /// # Errors
-    /// Those of the tensor operations.
-    pub fn batch(&self, step: u64) -> Result<Batch, TrainError> {
+    /// What chance gives micro-batch `number`, counted from 0: a function of seed and number alone.
+    pub fn draw(&self, number: u64) -> Draw {
         let per_epoch = self.items.len().div_ceil(self.batch_size) as u64;
-        let (epoch, place) = (step / per_epoch, (step % per_epoch) as usize * self.batch_size);
+        let (epoch, place) = (number / per_epoch, (number % per_epoch) as usize * self.batch_size);
         let order = self.noise.permutation(Purpose::Shuffle, epoch, self.items.len());
         let chosen = &order[place..(place + self.batch_size).min(order.len())];
         let instances = chosen.iter().map(|item| self.items[*item].0);
         let classes = chosen.iter().filter_map(|item| self.items[*item].1);
         let rows: Vec<&Entry> = instances.chain(classes).map(|entry| &self.entries[entry]).collect();
 
-        let mean = Tensor::stack(&rows.iter().map(|e| &e.moments.mean).collect::<Vec<_>>(), 0)?;
-        let logvar = Tensor::stack(&rows.iter().map(|e| &e.moments.logvar).collect::<Vec<_>>(), 0)?;
-        let (shape, device) = (mean.shape().clone(), mean.device().clone());
-        let eps = self.noise.normal(Purpose::Latents, step, shape.clone(), &device)?;
-        let latents = (LatentDistribution { mean, logvar }.sample_with(&eps)? * self.scaling_factor)?;
+        let count = rows.len() * self.dims.iter().product::<usize>();
+        let moments = rows.iter().flat_map(|entry| entry.mean.iter().zip(&entry.std));
+        let eps = self.noise.normals(Purpose::Latents, number, count);
+        let scale = self.scaling_factor as f32;
+        let latents = moments
+            .zip(eps)
+            .map(|((mean, std), eps)| (mean + std * eps) * scale)
+            .collect();
+
         let tokens: Vec<&TokenIds> = rows.iter().map(|e| &self.tokens[e.tokens]).collect();
         let longest = tokens
             .iter()
             .map(|t| if self.pad_tokens { t.ids.len() } else { t.length })
             .max();
         let longest = longest.unwrap_or(0);
-        let ids: Vec<u32> = tokens.iter().flat_map(|t| t.ids[..longest].iter().copied()).collect();
-        Ok(Batch {
-            noise: self.noise.normal(Purpose::Noise, step, shape, &device)?,
-            timesteps: self.noise.timesteps(step, rows.len(), self.timesteps),
-            ids: Tensor::from_vec(ids, (rows.len(), longest), &device)?,
+        let offsets = match self.draws_offsets {
+            true => rows.len() * self.dims[0],
+            false => 0,
+        };
+        Draw {
+            dims: self.dims,
             instance_rows: chosen.len(),
             latents,
-        })
+            noise: self.noise.normals(Purpose::Noise, number, count),
+            offsets: self.noise.normals(Purpose::OffsetNoise, number, offsets),
+            timesteps: self.noise.timesteps(number, rows.len(), self.timesteps),
+            ids: tokens.iter().flat_map(|t| t.ids[..longest].iter().copied()).collect(),
+        }
     }
 }
 
@@ -231,6 +247,8 @@ struct Encoder<'a> {
     learner: &'a Learner,
     resolution_px: u32,
     entries: Vec<Entry>,
+    /// Of every entry alike.
+    dims: [usize; 3],
 }
 
 impl Encoder<'_> {
@@ -243,13 +261,16 @@ impl Encoder<'_> {
                 .map(|frame| dataset::to_tensor(&dataset::cut(rgb, self.resolution_px, *frame), self.learner.device()))
                 .collect();
             let moments = self.learner.vae.encode(&Tensor::stack(&images?, 0)?)?;
+            let std = moments.std()?;
             for row in 0..some.len() {
-                let own = |t: &Tensor| t.i(row)?.to_dtype(DType::F32)?.copy();
-                let moments = LatentDistribution {
+                let own = |t: &Tensor| t.i(row)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+                let (_, c, h, w) = moments.mean.dims4()?;
+                self.dims = [c, h, w];
+                self.entries.push(Entry {
                     mean: own(&moments.mean)?,
-                    logvar: own(&moments.logvar)?,
-                };
-                self.entries.push(Entry { moments, tokens });
+                    std: own(&std)?,
+                    tokens,
+                });
             }
         }
         Ok(first)

@@ -15,7 +15,8 @@ use crate::pipeline::Pipeline;
 use crate::tokenizer::Tokenizer;
 
 const UNET: &str = "unet.";
-const TEXT_ENCODER: &str = "text_encoder.";
+/// Before the names of its tensors in a training state.
+pub const TEXT_ENCODER: &str = "text_encoder.";
 
 /// Models in f32 on one device.
 pub struct Learner {
@@ -26,8 +27,8 @@ pub struct Learner {
     pub trains_text_encoder: bool,
     /// Encodes the photos.
     pub vae: AutoencoderKl,
-    /// Draws and is exported, when it is not the base model's own.
-    other_vae: Option<AutoencoderKl>,
+    /// Draws, when it is not the one that encodes.
+    drawing_vae: Option<AutoencoderKl>,
     /// Views of `unet`'s and `text_encoder`'s weights: they change with them.
     drawing_unet: UNet2DConditionModel,
     drawing_text_encoder: ClipTextModel,
@@ -37,14 +38,21 @@ pub struct Learner {
     device: Device,
 }
 
+/// A VAE that takes the place of the base model's own in what is drawn and exported.
+pub struct OtherVae {
+    pub weights: ModelWeights,
+    /// Photos are encoded with it too. The tutorial's script encodes with the base model's own.
+    pub encodes: bool,
+}
+
 impl Learner {
-    /// Builds the models, and hands out the variables that training changes, by name.
+    /// Builds the models, `other_vae` in place of the base model's, and hands out the variables that training changes, by name.
     ///
     /// # Errors
     /// When weights are missing or do not fit their configuration.
     pub fn new(
         mut base: ModelWeights,
-        other_vae: Option<ModelWeights>,
+        other_vae: Option<OtherVae>,
         trains_text_encoder: bool,
         device: &Device,
     ) -> Result<(Self, BTreeMap<String, Var>), TrainError> {
@@ -78,22 +86,23 @@ impl Learner {
             vars.insert(name, var);
         }
 
-        let vae = build_vae(&base, device)?;
-        let other_vae = match other_vae {
-            Some(other) => {
-                let built = build_vae(&other, device)?;
-                base.vae = other.vae;
-                base.vae_config = other.vae_config;
-                Some(built)
+        let mut vae = build_vae(&base, device)?;
+        let mut drawing_vae = None;
+        if let Some(OtherVae { weights, encodes }) = other_vae {
+            let other = build_vae(&weights, device)?;
+            match encodes {
+                true => vae = other,
+                false => drawing_vae = Some(other),
             }
-            None => None,
-        };
+            base.vae = weights.vae;
+            base.vae_config = weights.vae_config;
+        }
         let learner = Self {
             unet,
             text_encoder,
             trains_text_encoder,
             vae,
-            other_vae,
+            drawing_vae,
             drawing_unet,
             drawing_text_encoder,
             tokenizer,
@@ -117,7 +126,7 @@ impl Learner {
             text_encoder: text_encoder()?,
             trains_text_encoder: false,
             vae: build_vae(&base, device)?,
-            other_vae: None,
+            drawing_vae: None,
             drawing_unet: unet()?,
             drawing_text_encoder: text_encoder()?,
             tokenizer: base.tokenizer(Path::new("tokenizer"))?,
@@ -142,7 +151,7 @@ impl Learner {
         Pipeline {
             unet: &self.drawing_unet,
             text_encoder: &self.drawing_text_encoder,
-            vae: self.other_vae.as_ref().unwrap_or(&self.vae),
+            vae: self.drawing_vae.as_ref().unwrap_or(&self.vae),
             vae_scaling_factor: self.base.vae_config.scaling_factor,
             latent_channels: self.base.vae_config.latent_channels,
             tokenizer: &self.tokenizer,

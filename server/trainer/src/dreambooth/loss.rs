@@ -1,78 +1,39 @@
 //! The DreamBooth loss (Ruiz et al. 2022): noise asked back from noisy latents of the subject, and of its class.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use crate::models::config::PredictionType;
+use super::batch::{Batch, Losses};
 use crate::models::unet::UNet2DConditionModel;
 use crate::ops;
-use crate::schedulers::{NoiseSchedule, SchedulerError};
 
-/// What one step learns from. Rows are all instances, then, with prior preservation, as many class images.
-#[derive(Debug)]
-pub struct Batch {
-    /// [rows, 4, h/8, w/8], times the VAE's scaling factor.
-    pub latents: Tensor,
-    /// Of the same shape, standard normal.
-    pub noise: Tensor,
-    /// One a row.
-    pub timesteps: Vec<u32>,
-    /// The prompts' token ids [rows, tokens].
-    pub ids: Tensor,
-    /// How many of the rows are instances.
-    pub instance_rows: usize,
+/// The loss of a batch, which carries the gradient, and what it consists of. `context` is the text encoder's states
+/// `[rows, tokens, width]`.
+///
+/// # Errors
+/// A batch whose parts do not fit each other or the model.
+pub fn loss(unet: &UNet2DConditionModel, context: &Tensor, batch: &Batch) -> candle_core::Result<(Tensor, Losses)> {
+    let device = context.device();
+    let [channels, height, width] = batch.dims;
+    let on_device = |values: &[f32]| Tensor::from_slice(values, (batch.rows(), channels, height, width), device);
+    let timesteps: Vec<f32> = batch.timesteps.iter().map(|t| *t as f32).collect();
+    let timesteps = Tensor::from_vec(timesteps, batch.rows(), device)?;
+    let predicted = unet
+        .forward(&on_device(&batch.noisy)?, &timesteps, context)?
+        .to_dtype(DType::F32)?;
+    let target = on_device(&batch.target)?;
+    let rows: candle_core::Result<Vec<Tensor>> = (0..batch.rows())
+        .map(|row| ops::mse(&predicted.narrow(0, row, 1)?, &target.narrow(0, row, 1)?))
+        .collect();
+    let mse = Tensor::stack(&rows?, 0)?;
+    let weights = Tensor::from_vec(batch.weights(), batch.rows(), device)?;
+    let total = (&mse * weights)?.sum_all()?;
+    Ok((total, batch.losses(&mse.to_vec1()?)))
 }
 
-/// What the U-Net is asked for.
-pub struct Objective<'a> {
-    pub schedule: &'a NoiseSchedule,
-    pub prediction: PredictionType,
-    pub prior_loss_weight: f64,
-}
-
-/// Scalars in f32; `total` carries the gradient.
-pub struct Losses {
-    pub total: Tensor,
-    pub instance: Tensor,
-    pub prior: Option<Tensor>,
-}
-
-impl Objective<'_> {
-    /// `mse(instances) + weight * mse(class images)`, each a mean over all elements of its rows.
-    ///
-    /// # Errors
-    /// A batch whose parts do not fit each other or the model.
-    pub fn loss(&self, unet: &UNet2DConditionModel, context: &Tensor, batch: &Batch) -> Result<Losses, SchedulerError> {
-        let Batch {
-            latents,
-            noise,
-            timesteps,
-            ..
-        } = batch;
-        let noisy = self.schedule.add_noise(latents, noise, timesteps)?;
-        let as_f32: Vec<f32> = timesteps.iter().map(|t| *t as f32).collect();
-        let t = Tensor::from_vec(as_f32, timesteps.len(), latents.device())?;
-        let predicted = unet.forward(&noisy, &t, context)?.to_dtype(DType::F32)?;
-        let target = match self.prediction {
-            PredictionType::Epsilon => noise.clone(),
-            PredictionType::VPrediction => self.schedule.velocity(latents, noise, timesteps)?,
-        };
-        let mse =
-            |start: usize, rows: usize| ops::mse(&predicted.narrow(0, start, rows)?, &target.narrow(0, start, rows)?);
-        let rows = timesteps.len();
-        let instances = batch.instance_rows;
-        let instance = mse(0, instances)?;
-        if rows == instances {
-            return Ok(Losses {
-                total: instance.clone(),
-                instance,
-                prior: None,
-            });
-        }
-        let prior = mse(instances, rows - instances)?;
-        Ok(Losses {
-            total: (&instance + (&prior * self.prior_loss_weight)?)?,
-            instance,
-            prior: Some(prior),
-        })
-    }
+/// The prompts' ids `[rows, tokens]`.
+///
+/// # Errors
+/// When the device has no room.
+pub fn ids(batch: &Batch, device: &Device) -> candle_core::Result<Tensor> {
+    Tensor::from_slice(&batch.ids, (batch.rows(), batch.tokens()), device)
 }

@@ -84,7 +84,7 @@ impl Meters {
         let device = learner.device();
         let params = Params::frozen(&untrained.unet, DType::F32, device)?;
         let unet = UNet2DConditionModel::new(&untrained.unet_config, &params)?;
-        let photos = cache.instance_latents(MOST_PHOTOS)?;
+        let photos = cache.instance_latents(MOST_PHOTOS, device)?;
         let (_, c, h, w) = photos.dims4()?;
         let ids = learner.tokenizer.encode("", true)?.ids;
         let ids = Tensor::from_vec(ids.clone(), (1, ids.len()), device)?;

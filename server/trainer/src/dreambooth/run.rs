@@ -16,6 +16,7 @@ use super::stop::Stop;
 use crate::dataset::{self, DatasetError};
 use crate::device;
 use crate::events::EventLog;
+use crate::tokenizer::Tokenizer;
 
 /// One recipe, where it works, and how it reports.
 pub struct Run {
@@ -45,32 +46,115 @@ pub enum Ended {
     Stopped { step: u32 },
 }
 
+/// A saved state to go on from.
+pub(super) struct Resume {
+    pub path: PathBuf,
+    pub step: u32,
+    /// It is this run's own, cut off earlier; otherwise the recipe asked for it.
+    pub own: bool,
+}
+
 impl Run {
-    /// Says that the run starts, and where it goes on: the step of the saved state, if there is one to use.
-    pub(super) fn start(&self) -> Result<Option<u32>, TrainError> {
-        let saved = state::peek(&self.folder)?;
-        let fits = |header: &state::StateHeader| header.recipe_sha256 == self.recipe_sha256();
-        let resumed_at = saved.as_ref().filter(|header| fits(header)).map(|header| header.step);
+    /// Says that the run starts, and where it goes on: the saved state, if there is one to use.
+    pub(super) fn start(&self) -> Result<Option<Resume>, TrainError> {
+        let path = state::state_path(&self.folder);
+        let saved = state::peek(&path)?;
+        let own = saved
+            .as_ref()
+            .filter(|header| header.recipe_sha256 == self.recipe_sha256());
+        let resume = match (own, &self.recipe.resume_from_checkpoint) {
+            (Some(header), _) => Some(Resume {
+                path,
+                step: header.step,
+                own: true,
+            }),
+            (None, Some(reference)) => self.checkpoint(reference)?,
+            (None, None) => None,
+        };
         // A run that is taken up before its first save begins again at 0, and viewers fold away what they saw of it.
-        let rewound_to = resumed_at.or_else(|| self.log.continues().then_some(0));
+        let rewound_to = resume.as_ref().map(|resume| resume.step);
         self.emit(EventKind::Started {
             trainer: device::build().into(),
             device: device::describe(&self.device).name,
-            rewound_to,
+            rewound_to: rewound_to.or_else(|| self.log.continues().then_some(0)),
         })?;
-        if saved.is_some() && resumed_at.is_none() {
-            self.warn(
+        match (&resume, &self.recipe.resume_from_checkpoint) {
+            (None, Some(_)) => self.warn(
+                "no_checkpoint",
+                "there is no saved state to go on from; training starts from the base model".into(),
+            )?,
+            (None, None) if saved.is_some() => self.warn(
                 "other_recipe",
                 "the saved state belongs to another recipe; training starts over".into(),
-            )?;
+            )?,
+            (Some(Resume { step, own: false, .. }), _) if *step >= self.recipe.max_train_steps => self.warn(
+                "nothing_to_train",
+                format!(
+                    "the saved state has {step} steps already; max_train_steps {} leaves none to train",
+                    self.recipe.max_train_steps
+                ),
+            )?,
+            _ => {}
         }
-        if self.recipe.mixed_precision != Precision::No && matches!(self.device, Device::Cpu) {
+        self.tell_unused()?;
+        Ok(resume)
+    }
+
+    /// The saved state that `resume_from_checkpoint` names. A run without any may still ask for its `latest`.
+    fn checkpoint(&self, reference: &str) -> Result<Option<Resume>, TrainError> {
+        let none = |why: &str| TrainError::NoCheckpoint {
+            reference: reference.into(),
+            why: why.into(),
+        };
+        let given = self.data_folder.join(reference);
+        let path = match reference {
+            "latest" => state::newest(&self.folder)?,
+            _ if given.is_dir() => Some(state::newest(&given)?.ok_or_else(|| none("no run has left a state there"))?),
+            _ => Some(given),
+        };
+        let Some(path) = path else { return Ok(None) };
+        let header = state::peek(&path)?.ok_or_else(|| none("there is no such file"))?;
+        Ok(Some(Resume {
+            path,
+            step: header.step,
+            own: false,
+        }))
+    }
+
+    /// What the recipe asks for and will not get.
+    fn tell_unused(&self) -> Result<(), TrainError> {
+        let recipe = &self.recipe;
+        for sentence in recipe.unused() {
+            self.warn("no_effect", sentence)?;
+        }
+        if self.precision() != recipe.mixed_precision {
             self.warn(
                 "mixed_precision",
                 "the CPU trains in full precision whatever mixed_precision says".into(),
             )?;
         }
-        Ok(resumed_at)
+        let kept = [
+            (
+                recipe.use_8bit_adam,
+                "use_8bit_adam has no effect yet: moments are kept in 32 bits",
+            ),
+            (
+                recipe.gradient_checkpointing,
+                "gradient_checkpointing has no effect yet: activations are kept",
+            ),
+        ];
+        for (_, sentence) in kept.into_iter().filter(|(asked, _)| *asked) {
+            self.warn("no_effect", format!("{sentence}, which takes more memory"))?;
+        }
+        Ok(())
+    }
+
+    /// What training computes in.
+    pub(super) fn precision(&self) -> Precision {
+        match self.device {
+            Device::Cpu => Precision::No,
+            _ => self.recipe.mixed_precision,
+        }
     }
 
     /// Reads every photo once before anything slow starts, so that a damaged one is named at once.
@@ -105,13 +189,40 @@ impl Run {
             );
             self.warn("transparent", message)?;
         }
-        for cut in &noticed.cut_prompts {
-            self.warn(
-                "prompt_cut",
-                format!("a prompt is too long; these words were left out: {cut}"),
-            )?;
+        noticed.cut_prompts.iter().try_for_each(|cut| self.tell_cut(cut))
+    }
+
+    /// Words of the samples' prompts that find no room.
+    pub(super) fn tell_cut_sample_prompts(&self, tokenizer: &Tokenizer) -> Result<(), TrainError> {
+        let samples = &self.recipe.samples;
+        if self.sample_steps().is_empty() {
+            return Ok(());
+        }
+        for prompt in [&samples.save_sample_prompt, &samples.save_sample_negative_prompt] {
+            if let Some(cut) = tokenizer.encode(prompt, false)?.cut {
+                self.tell_cut(&cut)?;
+            }
         }
         Ok(())
+    }
+
+    fn tell_cut(&self, words: &str) -> Result<(), TrainError> {
+        self.warn(
+            "prompt_cut",
+            format!("a prompt is too long; these words were left out: {words}"),
+        )
+    }
+
+    /// The first, second, fourth, ... update that was left out.
+    pub(super) fn tell_skipped(&self, skipped: u64) -> Result<(), TrainError> {
+        if !skipped.is_power_of_two() {
+            return Ok(());
+        }
+        let updates = if skipped == 1 { "update was" } else { "updates were" };
+        self.warn(
+            "skipped_updates",
+            format!("{skipped} {updates} left out because a gradient overflowed fp16; a few in a run are usual"),
+        )
     }
 
     pub(super) fn tell_plan(&self, state: &TrainingState, pictures: &Pictures) -> Result<(), TrainError> {
@@ -121,6 +232,7 @@ impl Run {
             trained_tensors: state.vars.len() as u32,
             photos: pictures.photos() as u32,
             class_images: pictures.class_images() as u32,
+            micro_batches_per_step: self.recipe.micro_batches_per_step(),
             sample_steps: self.sample_steps(),
         })
     }
@@ -130,13 +242,26 @@ impl Run {
         match &self.results {
             Results::SingleFiles => self.recipe.sample_steps(),
             _ if self.recipe.samples.save_sample_prompt.trim().is_empty() => Vec::new(),
-            Results::Tutorial(folders) => folders.save_steps(self.recipe.max_train_steps),
+            Results::Tutorial(folders) => {
+                let mut steps = match self.recipe.samples.sample_interval {
+                    0 => Vec::new(),
+                    _ => self.recipe.sample_steps(),
+                };
+                let saves = folders.saves(self.recipe.max_train_steps);
+                steps.extend(saves.into_iter().map(|save| save.after));
+                steps.sort_unstable();
+                steps.dedup();
+                steps
+            }
         }
     }
 
     /// Puts the state on disk, then says so.
     pub(super) fn save_state(&self, state: &TrainingState) -> Result<(), TrainError> {
         state.save(&self.folder, &self.recipe_sha256())?;
+        if let Some(limit) = self.recipe.checkpoints_total_limit {
+            state::keep(&self.folder, state.step, limit as usize)?;
+        }
         self.emit(EventKind::StateSaved { step: state.step })
     }
 

@@ -41,7 +41,7 @@ impl From<&Adam> for AdamWSettings {
 }
 
 /// First and second moment of one tensor, in its row-major order.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moments {
     pub first: Vec<f32>,
     pub second: Vec<f32>,
@@ -68,7 +68,7 @@ impl AdamW {
         }
     }
 
-    /// One update of all variables with their gradients times `clip_factor`.
+    /// One update of all of `vars` with their gradients times `clip_factor`, each at its own rate.
     ///
     /// # Errors
     /// When a variable has no gradient or no moments, or does not lie contiguous in host memory as f32.
@@ -76,7 +76,7 @@ impl AdamW {
         &mut self,
         vars: &BTreeMap<String, Var>,
         grads: &Grads,
-        learning_rate: f64,
+        learning_rate: impl Fn(&str) -> f64,
         clip_factor: f64,
     ) -> Result<(), GradError> {
         self.updates += 1;
@@ -87,7 +87,7 @@ impl AdamW {
             weight_decay,
             epsilon,
         } = self.settings;
-        let rates = Rates {
+        let rates = |learning_rate: f64| Rates {
             clip: clip_factor as f32,
             keep: (1.0 - learning_rate * weight_decay) as f32,
             beta2: beta2 as f32,
@@ -101,6 +101,7 @@ impl AdamW {
             let missing = || GradError::Missing(name.clone());
             let grad = grads.get(name).ok_or_else(missing)?;
             let moments = Mutex::new(self.moments.get_mut(name).ok_or_else(missing)?);
+            let rates = rates(learning_rate(name));
             var.as_tensor().inplace_op2(grad, &Update { rates, moments })?;
         }
         Ok(())
@@ -232,7 +233,7 @@ mod tests {
                 .and_then(|x| x.sum_all())
                 .expect("loss");
             let grads = Grads::take(&vars, loss.backward().expect("backward"), 1.0).expect("grads");
-            adam.update(&vars, &grads, 1e-2, 0.5).expect("updates");
+            adam.update(&vars, &grads, |_| 1e-2, 0.5).expect("updates");
             steps.push(g.iter().map(|v| f64::from(*v) * 0.5).collect());
         }
         let mut want: Vec<f64> = start.iter().map(|v| f64::from(*v)).collect();

@@ -134,6 +134,7 @@ mod tests {
             }],
             resolution: Some(512),
             pretrained_vae_name_or_path: Some("vae".into()),
+            resume_from_checkpoint: Some("latest".into()),
             ..RecipeDraft::default()
         }
     }

@@ -64,10 +64,11 @@ enum Kernels {
 impl Shape {
     fn kernels(&self, element: Element) -> Result<Kernels, TooWide> {
         // Pairs of elements are read at once, so a head must not begin on an odd one.
-        if element != Element::F32 && self.head_size.is_multiple_of(2) {
-            if let Some(width) = WIDTHS.into_iter().find(|width| *width >= self.head_size) {
-                return Ok(Kernels::TensorCores { width });
-            }
+        if element != Element::F32
+            && self.head_size.is_multiple_of(2)
+            && let Some(width) = WIDTHS.into_iter().find(|width| *width >= self.head_size)
+        {
+            return Ok(Kernels::TensorCores { width });
         }
         let each = PLAIN_CHANNELS.into_iter().find(|each| each * 32 >= self.head_size);
         each.map(|each| Kernels::Plain { each }).ok_or(TooWide(self.head_size))

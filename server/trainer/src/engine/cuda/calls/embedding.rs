@@ -71,3 +71,36 @@ pub fn embedding_grad(
     }
     calls
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::call::Argument;
+    use super::*;
+
+    #[test]
+    fn tables_are_cleared_only_where_gradients_are_not_added() {
+        let shape = Shape {
+            rows: 2,
+            tokens: 5,
+            width: 300,
+            vocabulary: 100,
+            positions: 7,
+        };
+        let names = |tables: [Address; 2], add: bool| -> Vec<String> {
+            let calls = embedding_grad(Element::F16, &shape, Address(256), Address(512), tables, add);
+            calls.into_iter().map(|call| call.name).collect()
+        };
+        let both = [Address(1 << 20), Address(1 << 21)];
+        assert_eq!(
+            names(both, false),
+            ["zero", "embedding_grad_f16", "zero", "positions_grad_f16"]
+        );
+        assert_eq!(names(both, true), ["embedding_grad_f16", "positions_grad_f16"]);
+        assert_eq!(names([Address::NONE; 2], false), [""; 0]);
+        let calls = embedding_grad(Element::F16, &shape, Address(256), Address(512), both, false);
+        assert_eq!(calls[1].grid, [10, 2, 1], "columns beyond one block");
+        // Positions that no token has.
+        let start = Argument::Address(both[1].offset(5 * 300 * 2));
+        assert_eq!(calls[2].arguments, [start, Argument::I64(2 * 300 * 2)]);
+    }
+}

@@ -22,8 +22,8 @@ use super::{
 
 /// Blocks of the norm; fixed, so that sums are made alike on every card.
 const NORM_BLOCKS: usize = 1056;
-/// Blocks of the 8-bit update: a few for every multiprocessor, because each first copies the tables.
-const UPDATE_BLOCKS: usize = 132 * 8;
+/// Blocks of the 8-bit update: each first copies the tables, so no more than keep the last ones from running alone.
+const UPDATE_BLOCKS: usize = 132 * 320;
 /// What a warp updates at a time.
 const BLOCKS_OF_THREADS: usize = THREADS / 32;
 

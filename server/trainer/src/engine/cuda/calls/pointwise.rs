@@ -96,3 +96,33 @@ pub fn geglu_grad(element: Element, [dy, x]: [Address; 2], dx: Address, pixels: 
     let launch = Launch::flat(name, pixels * channels / width);
     vec![launch.at([dy, x, dx]).ints([channels]).longs([pixels * channels]).0]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn elements(call: &Call, width: usize) -> usize {
+        (call.grid[0] * call.block[0]) as usize * width
+    }
+
+    #[test]
+    fn grids_reach_the_last_element_of_ragged_shapes() {
+        let at = Address(256);
+        for len in [1, 7, 256 * 8, 256 * 8 + 1, 1_000_003] {
+            assert!(elements(&add(Element::Bf16, [at, at], at, len)[0], 8) >= len);
+            assert!(elements(&cast(Element::F32, Element::Bf16, at, at, len)[0], 4) >= len);
+        }
+        let odd = &bias_residual(Element::Bf16, at, at, Address::NONE, 100, 13)[0];
+        assert_eq!(odd.name, "bias_residual_1_bf16");
+        assert!(elements(odd, 1) >= 1300);
+        let even = &geglu(Element::F32, at, at, 100, 12)[0];
+        assert_eq!(even.name, "geglu_4_f32");
+        assert!(elements(even, 4) >= 1200);
+    }
+
+    #[test]
+    fn nothing_to_add_is_no_launch() {
+        let none = Address::NONE;
+        assert_eq!(bias_residual(Element::F16, Address(256), none, none, 8, 8), []);
+    }
+}

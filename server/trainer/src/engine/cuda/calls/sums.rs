@@ -12,7 +12,7 @@ const COUNTERS: usize = 4096;
 /// Blocks that fill a large GPU. Not the card's own number, so that sums are made alike on every card.
 const ENOUGH_BLOCKS: usize = 264;
 /// Below so many rows a block more costs more than it helps.
-const ROWS_OF_A_PART: usize = 128;
+const ROWS_OF_A_PART: usize = 160;
 
 /// Into how many parts of rows the sum is cut, and rows of a part.
 fn parts(element: Element, rows: usize, columns: usize) -> (usize, usize) {
@@ -65,4 +65,47 @@ pub fn zero(at: Address, bytes: usize) -> Vec<Call> {
             .longs([bytes])
             .0,
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_hold_all_rows_and_each_has_some() {
+        for element in [Element::F32, Element::Bf16] {
+            for (rows, columns) in [
+                (8192, 320),
+                (154, 768),
+                (1, 1),
+                (161, 8),
+                (4097, 13),
+                (5, 100_000),
+                (3, 8 * COUNTERS + 8),
+            ] {
+                let (parts, of_a_part) = parts(element, rows, columns);
+                assert!(
+                    parts * of_a_part >= rows && (parts - 1) * of_a_part < rows,
+                    "{rows} {columns}"
+                );
+                let workspace = column_sums_workspace(element, rows, columns);
+                assert_eq!(workspace, if parts == 1 { 0 } else { parts * columns * 4 });
+                let calls = column_sums(
+                    element,
+                    Address(256),
+                    Address(512),
+                    Address(768),
+                    [rows, columns],
+                    false,
+                );
+                assert_eq!(calls[0].grid[1] as usize, parts);
+                assert!(
+                    parts == 1 || calls[0].grid[0] as usize <= COUNTERS,
+                    "each tile has a counter"
+                );
+            }
+        }
+        // Enough blocks for a large GPU.
+        assert_eq!(parts(Element::Bf16, 8192, 320).0, 52);
+    }
 }

@@ -1,0 +1,60 @@
+//! Settings that a recipe gives and that change nothing.
+
+use super::{LrScheduler, RecipeDraft};
+
+impl RecipeDraft {
+    /// What was asked for and will have no effect, in a sentence each.
+    pub fn unused(&self) -> Vec<String> {
+        let usual = Self::default();
+        let cases = [
+            (
+                self.lr_num_cycles != usual.lr_num_cycles && self.lr_scheduler != LrScheduler::CosineWithRestarts,
+                "lr_num_cycles has no effect: only cosine_with_restarts has cycles",
+            ),
+            (
+                self.lr_power != usual.lr_power && self.lr_scheduler != LrScheduler::Polynomial,
+                "lr_power has no effect: only polynomial has a power",
+            ),
+            (
+                self.text_encoder_learning_rate.is_some() && !self.train_text_encoder,
+                "text_encoder_learning_rate has no effect without train_text_encoder",
+            ),
+            (
+                self.stop_text_encoder_at.is_some() && !self.train_text_encoder,
+                "stop_text_encoder_at has no effect without train_text_encoder",
+            ),
+            (
+                self.ema_decay != usual.ema_decay && !self.use_ema,
+                "ema_decay has no effect without use_ema",
+            ),
+            (
+                self.strict_tutorial && self.adam.max_grad_norm != usual.adam.max_grad_norm,
+                "max_grad_norm has no effect with strict_tutorial: the script does not clip",
+            ),
+        ];
+        let told = cases.into_iter().filter(|(given, _)| *given);
+        told.map(|(_, sentence)| sentence.to_owned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_nothing_reads_is_told_and_one_that_is_read_is_not() {
+        assert!(RecipeDraft::default().unused().is_empty());
+        let mut draft = RecipeDraft {
+            lr_num_cycles: 3,
+            stop_text_encoder_at: Some(5),
+            train_text_encoder: false,
+            ..RecipeDraft::default()
+        };
+        let told = draft.unused();
+        assert_eq!(told.len(), 2);
+        assert!(told[0].starts_with("lr_num_cycles") && told[1].starts_with("stop_text_encoder_at"));
+        draft.lr_scheduler = LrScheduler::CosineWithRestarts;
+        draft.train_text_encoder = true;
+        assert!(draft.unused().is_empty());
+    }
+}
