@@ -22,6 +22,28 @@ pub(super) const NON_BLOCKING: c_uint = 1;
 pub(super) const CAPTURE_THREAD_LOCAL: c_uint = 1;
 pub(super) const OUT_OF_MEMORY: i32 = 2;
 
+/// `CUlaunchConfig`.
+#[repr(C)]
+pub(super) struct LaunchConfig {
+    pub grid: [c_uint; 3],
+    pub block: [c_uint; 3],
+    pub shared_bytes: c_uint,
+    pub stream: Stream,
+    pub attributes: *const LaunchAttribute,
+    pub attribute_count: c_uint,
+}
+
+/// `CUlaunchAttribute` with a value of one integer.
+#[repr(C)]
+pub(super) struct LaunchAttribute {
+    pub id: c_uint,
+    pub padding: c_uint,
+    pub value: [c_int; 16],
+}
+
+/// A kernel may be set up while the one before it still runs; it waits by itself before it touches memory.
+pub(super) const PROGRAMMATIC_SERIALIZATION: c_uint = 6;
+
 library!(
     /// `libcuda`.
     Driver, describe {
@@ -58,12 +80,9 @@ library!(
         fn cuModuleUnload(module: Module);
         fn cuModuleGetFunction(function: *mut Function, module: Module, name: *const c_char);
         fn cuFuncSetAttribute(function: Function, attribute: c_int, value: c_int);
-        fn cuLaunchKernel(
+        fn cuLaunchKernelEx(
+            config: *const LaunchConfig,
             function: Function,
-            grid_x: c_uint, grid_y: c_uint, grid_z: c_uint,
-            block_x: c_uint, block_y: c_uint, block_z: c_uint,
-            shared_bytes: c_uint,
-            stream: Stream,
             arguments: *mut *mut c_void,
             extra: *mut *mut c_void,
         );

@@ -184,23 +184,25 @@ impl Gpu {
         let kernel = self.kernel(call)?;
         let mut values: Vec<[u8; 8]> = call.arguments.iter().map(bytes).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| value.as_mut_ptr().cast()).collect();
-        let ([x, y, z], [a, b, c]) = (call.grid, call.block);
-        // SAFETY: the arguments are those that `calls` lists for this kernel; the driver copies them before it returns.
-        unsafe {
-            self.driver.cuLaunchKernel(
-                kernel.function,
-                x,
-                y,
-                z,
-                a,
-                b,
-                c,
-                call.shared_bytes,
-                self.stream,
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        }
+        let mut value = [0; 16];
+        value[0] = 1;
+        let early = driver::LaunchAttribute {
+            id: driver::PROGRAMMATIC_SERIALIZATION,
+            padding: 0,
+            value,
+        };
+        let config = driver::LaunchConfig {
+            grid: call.grid,
+            block: call.block,
+            shared_bytes: call.shared_bytes,
+            stream: self.stream,
+            attributes: &early,
+            // Hopper and later; every kernel of ours begins with `begin()`, which waits for what came before.
+            attribute_count: u32::from(self.card.capability.0 >= 9),
+        };
+        let (arguments, extra) = (pointers.as_mut_ptr(), std::ptr::null_mut());
+        // SAFETY: the arguments are those that `calls` lists for this kernel; the driver copies all before it returns.
+        unsafe { self.driver.cuLaunchKernelEx(&config, kernel.function, arguments, extra) }
         .map_err(|source| failed(&format!("{} over {:?} x {:?}", call.name, call.grid, call.block), source.to_string()))
     }
 }

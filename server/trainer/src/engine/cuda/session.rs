@@ -254,12 +254,15 @@ impl CudaSession {
         let Some(list) = &self.programs[id.0].state.list else {
             return Err(failed("a program", "was not prepared"));
         };
-        let mut times = list.time_each()?;
+        // First, because gradients that are not finite would be passed over.
+        let mut of_update = None;
         if let Some(update) = update {
             self.optimizer.prepare(&self.store, &self.params)?;
             self.optimizer.set(update)?;
-            times.push(("Update", graph::time(gpu, || self.optimizer.issue())?));
+            of_update = Some(("Update", graph::time(gpu, || self.optimizer.issue())?));
         }
+        let mut times = list.time_each()?;
+        times.extend(of_update);
         Ok(times)
     }
 

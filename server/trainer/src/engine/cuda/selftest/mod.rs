@@ -60,16 +60,20 @@ pub fn run(device: &Arc<Device>, report: &mut dyn FnMut(Check)) -> Result<()> {
     Ok(())
 }
 
-/// The largest difference, as a share of the largest expected value. NaN when any value is.
-fn relative(got: &[f32], expected: impl Iterator<Item = f64>) -> f64 {
-    let (mut difference, mut largest) = (0f64, 0f64);
+/// Below it fp16's numbers are evenly spaced, and a relative error means nothing.
+const LEAST_F16: f64 = 1. / (1 << 13) as f64;
+
+/// The largest difference, as a share of the largest expected value, or of `least` where that is more. NaN when any
+/// value is.
+fn relative(got: &[f32], expected: impl Iterator<Item = f64>, least: f64) -> f64 {
+    let (mut difference, mut largest) = (0f64, least.max(1e-30));
     for (&got, expected) in got.iter().zip(expected) {
         let off = (f64::from(got) - expected).abs();
         // `max` would pass over NaN.
         difference = if off.is_nan() || difference.is_nan() { f64::NAN } else { difference.max(off) };
         largest = largest.max(expected.abs());
     }
-    difference / largest.max(1e-30)
+    difference / largest
 }
 
 /// Values around -1 to 1, the same for the same seed.
@@ -102,7 +106,7 @@ mod tests {
     fn a_nan_never_passes() {
         let check = |got: &[f32]| Check {
             name: String::new(),
-            error: relative(got, [1., 2.].into_iter()),
+            error: relative(got, [1., 2.].into_iter(), 0.),
             tolerance: 1e-3,
         };
         assert!(check(&[1., 2.]).passed());

@@ -148,12 +148,13 @@ fn against_cpu(
     let expected = cpu.losses.iter().map(|&loss| f64::from(loss));
     report(Check {
         name: format!("{name}: losses of {STEPS} steps"),
-        error: relative(&gpu.losses, expected),
+        error: relative(&gpu.losses, expected, 0.),
         tolerance: loss,
     });
     let error = relative(
         &gpu.norms.iter().map(|&norm| norm as f32).collect::<Vec<_>>(),
         cpu.norms.iter().copied(),
+        0.,
     );
     report(Check {
         name: format!("{name}: gradient norms"),
@@ -220,7 +221,7 @@ fn gradients(
             continue;
         }
         let scaled = expected.iter().map(|&value| f64::from(value) * loss_scale);
-        let error = relative(&got, scaled);
+        let error = relative(&got, scaled, 0.);
         if error > worst.0 || error.is_nan() {
             worst = (error, param.name.clone());
         }
