@@ -58,7 +58,7 @@ fn check_network(
     for (seed, (input_name, &id)) in program.inputs.iter().enumerate() {
         // A loss scale as fp16 needs it, so that gradients are numbers that it has.
         let given = match input_name.as_str() {
-            "scale" => vec![1024.],
+            "scale" => vec![128.],
             _ => input(program, id, seed as u64 + 900, element),
         };
         values.set(id, given);
