@@ -12,10 +12,10 @@ export CUDA
 SHELL := /bin/bash
 # The order of prerequisites is the order of costs.
 .NOTPARALLEL:
-.PHONY: help run build test test-fast lint page browser native-tests pictures bench-photos check-cuda test-cuda bench-cuda clean
+.PHONY: help run build test test-fast lint page browser native-tests pictures bench-photos prove-dreambooth check-cuda test-cuda bench-cuda clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: build ## build what is missing, then serve http://127.0.0.1:7860
 	exec $(TARGET)/release/likeness $(ARGS)
@@ -61,6 +61,13 @@ pictures: page browser ## draw the README's pictures again, by a first run in a 
 bench-photos: page browser ## time 24 large photos from drop to uploaded, in a real browser
 	$(CARGO) build $(NATIVE) --bins
 	@. scripts/browser-env.sh && set -x && $(CARGO) bench --locked --workspace --exclude frontend --profile release --bench photos
+
+# PHOTOS: a folder of folders of photos, such as the DreamBooth paper's; without it the repository's own cat is learned.
+prove-dreambooth: ## measure likeness, drift and diversity on the starter, and draw the figure of it: PHOTOS=FOLDER
+	scripts/setup.sh native
+	$(CARGO) build $(NATIVE) --bins
+	$(CARGO) bench --locked --workspace --exclude frontend --profile release --bench dreambooth -- \
+		$(CURDIR)/docs/pictures/dreambooth.png $(if $(PHOTOS),$(abspath $(PHOTOS)))
 
 check-cuda: ## compile the CUDA kernels and check the CUDA trainer; needs no GPU
 	scripts/cuda.sh check

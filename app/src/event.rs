@@ -121,6 +121,10 @@ pub enum EventKind {
         /// a class prompt.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         drift: Option<f32>,
+        /// How far pictures of the class lie from each other: 1 as far as before training, 0 all are alike. Absent
+        /// without a class prompt.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        diversity: Option<f32>,
     },
     /// The training state is on disk: a crash from here on loses nothing before this step.
     StateSaved {

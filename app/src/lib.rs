@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod background;
 pub mod chart;
 pub mod crop;
 pub mod dataset;

@@ -9,6 +9,8 @@ mod unused;
 
 use serde::{Deserialize, Serialize};
 
+use crate::background::AlphaBackground;
+
 pub use check::{RecipeProblem, RecipeProblems};
 
 /// Last rate of the polynomial schedule, whatever its first.
@@ -148,6 +150,10 @@ pub struct RecipeDraft {
     pub prior: Option<PriorPreservation>,
     pub hflip: bool,
     pub center_crop: bool,
+    /// What transparent parts of photos are laid on.
+    pub alpha_background: AlphaBackground,
+    /// Photos are cut out, mirrored and encoded anew for every step, which is slow, instead of once.
+    pub not_cache_latents: bool,
     pub seed: u64,
     pub mixed_precision: Precision,
     /// Activations are computed again in the backward pass, which takes less memory and more time.
@@ -174,6 +180,9 @@ pub struct RecipeDraft {
     /// `latest`, or a saved state or run folder, also of another recipe, to go on from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume_from_checkpoint: Option<String>,
+    /// A folder with another tokenizer than the base model's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer_name: Option<String>,
     /// Keeps the faults of the tutorial's script, for comparison; docs/strict-tutorial.md lists them.
     pub strict_tutorial: bool,
 }
@@ -205,6 +214,8 @@ impl Default for RecipeDraft {
             }),
             hflip: false,
             center_crop: false,
+            alpha_background: AlphaBackground::default(),
+            not_cache_latents: false,
             seed: 1337,
             mixed_precision: Precision::No,
             gradient_checkpointing: false,
@@ -219,6 +230,7 @@ impl Default for RecipeDraft {
             read_prompts_from_txts: false,
             pretrained_vae_name_or_path: None,
             resume_from_checkpoint: None,
+            tokenizer_name: None,
             strict_tutorial: false,
         }
     }

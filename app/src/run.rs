@@ -210,7 +210,9 @@ impl Run {
                 });
                 round.sort_by_key(|shot| shot.index);
             }
-            EventKind::Meters { step, likeness, drift } => {
+            EventKind::Meters {
+                step, likeness, drift, ..
+            } => {
                 let (likeness, drift) = (*likeness, *drift);
                 self.readings.insert(*step, Reading { likeness, drift });
             }

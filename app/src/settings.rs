@@ -195,6 +195,8 @@ pub const SETTINGS: &[Setting] = &[
         "Mirrors photos half of the time. Not for faces, writing or anything with a left and a right."),
     setting("center_crop", "center_crop", Switch, Photos, "off",
         "Cuts the middle of a picture that is not square. Photos cropped on this page already are."),
+    setting("not_cache_latents", "not_cache_latents", Switch, Photos, "off",
+        "Mirrors and cuts every photo anew for each step instead of once. Slower."),
 ];
 
 pub fn find(path: &str) -> Option<&'static Setting> {
@@ -308,8 +310,8 @@ mod tests {
         leaves.push("prior".to_owned());
         // Set elsewhere on the page.
         leaves.retain(|path| path != "concepts" && path != "pretrained_model_name_or_path");
-        // Photos of the page come without text files.
-        leaves.retain(|path| path != "read_prompts_from_txts");
+        // Photos of the page come without text files, and opaque.
+        leaves.retain(|path| path != "read_prompts_from_txts" && path != "alpha_background");
         leaves.sort();
         let mut listed: Vec<&str> = SETTINGS.iter().map(|s| s.path).collect();
         listed.sort_unstable();

@@ -1,7 +1,9 @@
 //! What the whole-system tests share: where the executables are, and a server to talk to.
 
 pub mod browser;
+pub mod dreambooth;
 pub mod server;
+pub mod sheet;
 
 use std::path::{Path, PathBuf};
 

@@ -3,7 +3,9 @@
 
 mod api;
 mod browser;
+mod dreambooth;
 mod golden;
 mod job;
+mod lora;
 mod starter;
 mod tutorial;

@@ -1,10 +1,9 @@
 //! The model that ships with Likeness.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use tests::repository;
+use trainer::dreambooth::learner::Learner;
 use trainer::formats;
-use trainer::models::params::Params;
-use trainer::models::vae::AutoencoderKl;
 use trainer::pretrain::autoencoder::reconstruction_psnr_db;
 
 /// Most that its files may take in the repository, in bytes.
@@ -22,8 +21,7 @@ fn the_starter_is_small_and_its_autoencoder_gives_a_photograph_back() {
 
     let starter = formats::load("starter").expect("the starter");
     assert_eq!(starter.text_encoder_config.vocab_size, 49408);
-    let params = Params::frozen(&starter.vae, DType::F32, &Device::Cpu).expect("weights");
-    let vae = AutoencoderKl::new(&starter.vae_config, &params).expect("a VAE");
+    let mut learner = Learner::for_drawing(starter, &trainer::device::Device::Cpu).expect("a model");
     let photo = image::open(repository().join("tests/fixtures/cat/00.jpg")).expect("a fixture");
     let side = photo.height();
     let crop = photo.crop_imm((photo.width() - side) / 2, 0, side, side);
@@ -37,7 +35,7 @@ fn the_starter_is_small_and_its_autoencoder_gives_a_photograph_back() {
         .collect();
     let x =
         Tensor::from_vec(pixels, (1, 128, 128, 3), &Device::Cpu).and_then(|x| x.permute((0, 3, 1, 2))?.contiguous());
-    let (_, db) = reconstruction_psnr_db(&vae, &x.expect("pixels")).expect("a reconstruction");
+    let (_, db) = reconstruction_psnr_db(&mut learner.networks, &x.expect("pixels")).expect("a reconstruction");
     println!("PSNR of the fixture's reconstruction: {:.1} dB", db[0]);
     // Grey everywhere would give about 12 dB.
     assert!(db[0] >= 20.0, "{} dB", db[0]);

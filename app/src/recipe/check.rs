@@ -108,7 +108,8 @@ impl RecipeDraft {
             problems.push(RecipeProblem::NoConcept);
         }
         for (concept, c) in self.concepts.iter().enumerate() {
-            if c.instance_prompt.trim().is_empty() {
+            // Captions take its place.
+            if c.instance_prompt.trim().is_empty() && !self.read_prompts_from_txts {
                 problems.push(RecipeProblem::EmptyInstancePrompt { concept });
             }
             if c.instance_data_dir.trim().is_empty() {

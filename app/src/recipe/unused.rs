@@ -31,6 +31,10 @@ impl RecipeDraft {
                 self.strict_tutorial && self.adam.max_grad_norm != usual.adam.max_grad_norm,
                 "max_grad_norm has no effect with strict_tutorial: the script does not clip",
             ),
+            (
+                self.strict_tutorial && self.alpha_background != usual.alpha_background,
+                "alpha_background has no effect with strict_tutorial: the script lets show what is below",
+            ),
         ];
         let told = cases.into_iter().filter(|(given, _)| *given);
         told.map(|(_, sentence)| sentence.to_owned()).collect()

@@ -1,4 +1,4 @@
-//! Times the engine on the CPU with a small model on random weights, as `step_time` does for today's training:
+//! Times the engine on the CPU with a small model on random weights:
 //! `cargo run --release -p trainer --example engine_time [rows] [times]`. One line a piece, ms: median, fastest.
 
 use std::{collections::BTreeMap, time::Instant};
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
         let context = text_encoder(&mut b, &text_config, ids, 1, &text_scope)?;
         let inputs = UNetInputs { latents, time, context };
         let scope = Scope::new("unet", Group::UNet, true);
-        let predicted = unet(&mut b, &unet_config, None, inputs, &scope)?;
+        let predicted = unet(&mut b, &unet_config, inputs, &scope)?;
         let target = b.input("target", &[rows, 16, 16, 4], Kind::F32);
         let weights = b.input("weights", &[rows], Kind::F32);
         let scale = b.input("scale", &[1], Kind::F32);

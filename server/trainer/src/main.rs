@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // SAFETY: nothing has started a thread yet.
-    unsafe { trainer::ops::keep_candle_on_one_thread() };
+    unsafe { trainer::threads::keep_candle_on_one_thread() };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -28,6 +28,10 @@ pub enum Purpose {
     Weights = 9,
     /// Leaving captions out.
     Dropout = 10,
+    /// Order of photos, once for a run: which class image each meets.
+    Pairing = 11,
+    /// First weights of adapters.
+    Adapters = 12,
 }
 
 /// Counter-based random numbers: nothing is remembered between draws.
@@ -71,15 +75,9 @@ impl Noise {
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn normal(
-        &self,
-        purpose: Purpose,
-        step: u64,
-        shape: impl Into<Shape>,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
+    pub fn normal(&self, purpose: Purpose, step: u64, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
         let shape = shape.into();
-        Tensor::from_vec(self.normals(purpose, step, shape.elem_count()), shape, device)
+        Tensor::from_vec(self.normals(purpose, step, shape.elem_count()), shape, &Device::Cpu)
     }
 
     /// One timestep in `0..max` for each row.
@@ -156,9 +154,9 @@ impl TorchGenerator {
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn randn(&mut self, shape: impl Into<Shape>, device: &Device) -> candle_core::Result<Tensor> {
+    pub fn randn(&mut self, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
         let shape = shape.into();
-        Tensor::from_vec(self.normals(shape.elem_count()), shape, device)
+        Tensor::from_vec(self.normals(shape.elem_count()), shape, &Device::Cpu)
     }
 
     /// As `randn`, flat.

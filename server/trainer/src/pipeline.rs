@@ -4,15 +4,14 @@ use std::io::Cursor;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_core::{DType, IndexOp, Tensor};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{DynamicImage, ImageEncoder, RgbImage};
 
+use crate::engine::nets::error::NetworkError;
+use crate::engine::nets::networks::Networks;
 use crate::models::config::SchedulerConfig;
-use crate::models::text_encoder::ClipTextModel;
-use crate::models::unet::UNet2DConditionModel;
-use crate::models::vae::AutoencoderKl;
 use crate::noise::TorchGenerator;
 use crate::schedulers::{self, SamplerKind, SchedulerError};
 use crate::store::{self, StoreError};
@@ -36,6 +35,8 @@ pub enum PipelineError {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
     #[error("cannot encode an image")]
@@ -73,14 +74,11 @@ pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>;
 
 /// The parts that draw. Borrowed, so that samples use the weights under training without a copy.
 pub struct Pipeline<'a> {
-    pub unet: &'a UNet2DConditionModel,
-    pub text_encoder: &'a ClipTextModel,
-    pub vae: &'a AutoencoderKl,
+    pub networks: &'a mut Networks,
     pub vae_scaling_factor: f64,
     pub latent_channels: usize,
     pub tokenizer: &'a Tokenizer,
     pub scheduler: &'a SchedulerConfig,
-    pub device: &'a Device,
 }
 
 impl Pipeline<'_> {
@@ -90,7 +88,7 @@ impl Pipeline<'_> {
     /// # Errors
     /// A wrong request, or what the models answer.
     pub fn draw(
-        &self,
+        &mut self,
         request: &SampleRequest,
         seeds: &[u64],
         progress: Progress,
@@ -109,7 +107,7 @@ impl Pipeline<'_> {
         );
         let mut generators: Vec<TorchGenerator> = seeds.iter().map(|seed| TorchGenerator::new(*seed)).collect();
         let mut draw_noise = || -> Result<Tensor, candle_core::Error> {
-            let rows: Result<Vec<Tensor>, _> = generators.iter_mut().map(|g| g.randn(shape, self.device)).collect();
+            let rows: Result<Vec<Tensor>, _> = generators.iter_mut().map(|g| g.randn(shape)).collect();
             Tensor::cat(&rows?, 0)
         };
         let start = draw_noise()?;
@@ -117,10 +115,11 @@ impl Pipeline<'_> {
             return Ok(None);
         };
         // One at a time: decoding takes far more memory than a sampling step.
-        let pictures: Result<Vec<Picture>, _> = (0..seeds.len())
-            .map(|row| to_picture(&self.decode(&latents.i(row..row + 1)?)?))
-            .collect();
-        Ok(Some(pictures?))
+        let mut pictures = Vec::new();
+        for row in 0..seeds.len() {
+            pictures.push(to_picture(&self.decode(&latents.i(row..row + 1)?)?)?);
+        }
+        Ok(Some(pictures))
     }
 
     /// Walks noise `start` [n, c, h/8, w/8], standard normal, to latents. `None` when `progress` ended it.
@@ -128,7 +127,7 @@ impl Pipeline<'_> {
     /// # Errors
     /// A wrong request, or what the models answer.
     pub fn denoise(
-        &self,
+        &mut self,
         request: &SampleRequest,
         start: &Tensor,
         draw_noise: &mut dyn FnMut() -> Result<Tensor, candle_core::Error>,
@@ -151,9 +150,8 @@ impl Pipeline<'_> {
             } else {
                 input
             };
-            let rows = input.dim(0)?;
-            let timestep = Tensor::full(*timestep as f32, rows, self.device)?;
-            let output = self.unet.forward(&input, &timestep, &context)?.to_dtype(DType::F32)?;
+            let timesteps = vec![*timestep as f32; input.dim(0)?];
+            let output = self.networks.predict(&input, &timesteps, &context)?;
             let output = if guided {
                 let halves = output.chunk(2, 0)?;
                 (&halves[0] + ((&halves[1] - &halves[0])? * request.guidance_scale)?)?
@@ -174,14 +172,10 @@ impl Pipeline<'_> {
     }
 
     /// [negative..., positive...] states of the text encoder, or the positive ones alone.
-    fn context(&self, request: &SampleRequest, rows: usize, guided: bool) -> Result<Tensor, PipelineError> {
-        let encode = |prompt: &str| -> Result<Tensor, PipelineError> {
+    fn context(&mut self, request: &SampleRequest, rows: usize, guided: bool) -> Result<Tensor, PipelineError> {
+        let mut encode = |prompt: &str| -> Result<Tensor, PipelineError> {
             let ids = self.tokenizer.encode(prompt, true)?.ids;
-            let ids = Tensor::from_vec(ids.clone(), (1, ids.len()), self.device)?;
-            let states = match request.clip_skip {
-                0 | 1 => self.text_encoder.forward(&ids)?,
-                skip => self.text_encoder.forward_clip_skip(&ids, skip)?,
-            };
+            let states = self.networks.text(&ids, 1, request.clip_skip)?;
             Ok(states.repeat((rows, 1, 1))?)
         };
         let positive = encode(&request.prompt)?;
@@ -196,8 +190,8 @@ impl Pipeline<'_> {
     ///
     /// # Errors
     /// What the VAE answers.
-    pub fn decode(&self, latents: &Tensor) -> Result<Tensor, candle_core::Error> {
-        self.vae.decode(&(latents / self.vae_scaling_factor)?)
+    pub fn decode(&mut self, latents: &Tensor) -> Result<Tensor, PipelineError> {
+        Ok(self.networks.decode(&(latents / self.vae_scaling_factor)?)?)
     }
 }
 

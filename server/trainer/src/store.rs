@@ -63,6 +63,31 @@ pub fn write_atomic_with(
     sync_folder(&folder)
 }
 
+/// Puts the content of the file `from` at `to` too: as a second name where the file system can, else as a copy.
+///
+/// # Errors
+/// When neither can be done; what was at `to` before is then still there.
+pub fn link_or_copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let folder = parent(to);
+    make_folder(&folder)?;
+    let scratch = scratch_name(to);
+    match std::fs::remove_file(&scratch) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(failed(&scratch)(source)),
+        _ => {}
+    }
+    if std::fs::hard_link(from, &scratch).is_err() {
+        let bytes = std::fs::read(from).map_err(failed(from))?;
+        return write_atomic(to, &bytes);
+    }
+    std::fs::rename(&scratch, to).map_err(failed(to))?;
+    // Renaming one name of a file to another name of the same file does nothing, and leaves the scratch name.
+    match std::fs::remove_file(&scratch) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(failed(&scratch)(source)),
+        _ => {}
+    }
+    sync_folder(&folder)
+}
+
 /// Makes a folder and its parents.
 ///
 /// # Errors
@@ -97,6 +122,23 @@ fn scratch_name(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_gets_a_second_name_which_outlives_the_first() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (from, to) = (folder.path().join("a"), folder.path().join("deep/b"));
+        std::fs::write(&from, b"content").expect("writes");
+        for _again in 0..2 {
+            link_or_copy(&from, &to).expect("links");
+        }
+        std::fs::remove_file(&from).expect("removes");
+        assert_eq!(std::fs::read(&to).expect("is there"), b"content");
+        assert_eq!(
+            std::fs::read_dir(parent(&to)).expect("lists").count(),
+            1,
+            "no scratch file"
+        );
+    }
 
     #[test]
     fn a_failed_write_leaves_the_old_file_and_no_scratch() {

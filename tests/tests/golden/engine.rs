@@ -7,8 +7,9 @@ use trainer::engine::builder::{Builder, Forward};
 use trainer::engine::cpu::CpuSession;
 use trainer::engine::ir::{Param, ParamId, ParamTable};
 use trainer::engine::layout::{channels_first, channels_last, checkpoint_dims};
+use trainer::engine::nets::networks::{Networks, values};
+use trainer::engine::nets::programs::{Part, Plan};
 use trainer::engine::session::{Data, Moments, OptimizerSettings, Session};
-use trainer::engine::nets::networks::{Networks, Part, Plan, values};
 
 use super::support::Tensors;
 
@@ -28,6 +29,23 @@ pub fn networks(plan: Plan, parts: &[(Part, &Tensors)]) -> Networks {
         networks.load(*part, weights).unwrap();
     }
     networks
+}
+
+/// The states of `ids` `[rows, tokens]`.
+pub fn text(networks: &mut Networks, ids: &Tensor, clip_skip: usize) -> Tensor {
+    let flat: Vec<u32> = ids.flatten_all().unwrap().to_vec1().unwrap();
+    networks.text(&flat, ids.dim(0).unwrap(), clip_skip).unwrap()
+}
+
+/// As a checkpoint has the weight.
+pub fn gradient(networks: &mut Networks, id: ParamId, param: &Param) -> Tensor {
+    let values = networks.session().gradient(id).unwrap();
+    let dims = checkpoint_dims(&param.dims);
+    let values = match *dims {
+        [_, inputs, height, width] => channels_first(&values, inputs, height * width),
+        _ => values,
+    };
+    Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
 }
 
 /// What an input is given, with channels first.
@@ -51,7 +69,9 @@ pub fn probed<'a>(
     let mut session = CpuSession::new(table.clone(), ADAM).unwrap();
     for (index, param) in table.params.iter().enumerate() {
         let path = param.name.strip_prefix(prefix).unwrap();
-        session.set_weight(ParamId(index as u32), &in_engine(&weights[path], param)).unwrap();
+        session
+            .set_weight(ParamId(index as u32), &in_engine(&weights[path], param))
+            .unwrap();
     }
     let id = session.compile(program.clone()).unwrap();
     for (name, given) in given {

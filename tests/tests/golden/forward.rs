@@ -6,14 +6,15 @@ use candle_core::{D, DType, IndexOp, Tensor};
 use serde::Deserialize;
 use trainer::engine::builder::Scope;
 use trainer::engine::ir::{Group, Kind};
-use trainer::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
-use trainer::engine::nets::networks::{Networks, Part, Plan};
+use trainer::engine::nets::networks::Networks;
+use trainer::engine::nets::programs::{Part, Plan};
 use trainer::engine::nets::text_encoder::{pooled, text_encoder};
 use trainer::engine::nets::unet::{UNetInputs, sinusoids, unet};
 use trainer::engine::nets::vae;
+use trainer::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
 use trainer::models::{ModelConfig, parameter_shapes};
 
-use super::engine::{Given, networks, probed};
+use super::engine::{Given, networks, probed, text};
 use super::support::{Table, Tensors, json, load, relmax, relmax_named};
 
 const TEXT_TOLERANCE: f64 = 1e-5;
@@ -76,14 +77,14 @@ fn text_encoder_gives_the_reference_states() {
     let mut model = text_only(&text_encoder_weights());
     let ids = golden["input_ids"].to_dtype(DType::U32).unwrap();
     let short = golden["short_input_ids"].to_dtype(DType::U32).unwrap();
-    let states = model.text(&ids, 1).unwrap();
+    let states = text(&mut model, &ids, 1);
 
     let mut table = Table::new("text encoder");
     let mut check = |name: &str, got: &Tensor| table.check(name, relmax(got, &golden[name]), TEXT_TOLERANCE);
     check("last_hidden_state", &states);
-    check("clip_skip2", &model.text(&ids, 2).unwrap());
+    check("clip_skip2", &text(&mut model, &ids, 2));
     check("pooler_output", &pooled(&states, &ids, END_ID).unwrap());
-    check("short_last_hidden_state", &model.text(&short, 1).unwrap());
+    check("short_last_hidden_state", &text(&mut model, &short, 1));
     let ids = ids.i(..1).unwrap();
     let seen = probed(&text_encoder_weights(), "text_encoder.", |b| {
         let input = b.input("ids", ids.dims(), Kind::Ids);
@@ -136,7 +137,11 @@ fn vae_gives_the_reference_moments_and_pictures() {
         });
         for name in activations(&golden, &format!("{case}.act.")) {
             let full = format!("{case}.act.{name}");
-            table.check(&full, relmax_named(&seen[&format!("vae.{name}")], &golden, &full), TOLERANCE);
+            table.check(
+                &full,
+                relmax_named(&seen[&format!("vae.{name}")], &golden, &full),
+                TOLERANCE,
+            );
         }
     }
     table.finish();
@@ -162,7 +167,7 @@ fn seen_in_unet(sample: &Tensor, t: f32, context: &Tensor) -> Tensors {
             time: b.input("time", time.dims(), Kind::Activation),
             context: b.input("context", context.dims(), Kind::Activation),
         };
-        unet(b, &unet_config(), None, inputs, &Scope::new("unet", Group::UNet, false)).unwrap();
+        unet(b, &unet_config(), inputs, &Scope::new("unet", Group::UNet, false)).unwrap();
         BTreeMap::from([
             ("latents", Given::Map(sample)),
             ("time", Given::Values(&time)),
@@ -170,7 +175,9 @@ fn seen_in_unet(sample: &Tensor, t: f32, context: &Tensor) -> Tensors {
         ])
     });
     seen.insert("unet.time_proj".to_string(), time);
-    seen.into_iter().map(|(name, value)| (name, value.i(..1).unwrap())).collect()
+    seen.into_iter()
+        .map(|(name, value)| (name, value.i(..1).unwrap()))
+        .collect()
 }
 
 #[test]
@@ -314,7 +321,10 @@ fn every_norm_has_the_right_eps() {
 
     let ids = load("forward/text_encoder.safetensors")["input_ids"].to_dtype(DType::U32);
     let mut model = text_only(&scaled(text_encoder_weights(), "text_encoder", &probe));
-    check("text.last_hidden_state", &model.text(&ids.unwrap().i(..2).unwrap(), 1).unwrap());
+    check(
+        "text.last_hidden_state",
+        &text(&mut model, &ids.unwrap().i(..2).unwrap(), 1),
+    );
     table.finish();
 }
 

@@ -2,7 +2,7 @@
 
 mod bnb;
 mod convert;
-mod engine;
+pub mod engine;
 mod forward;
 mod gradients;
 mod images;

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 
 use app::recipe::Adam;
-use candle_core::{DType, Device, IndexOp, Var};
+use candle_core::{DType, IndexOp};
 use serde::Deserialize;
+use trainer::device::Device;
 use trainer::dreambooth::batch::{Batch, Draw, Objective};
-use trainer::dreambooth::clip_factor;
-use trainer::dreambooth::learner::Learner;
-use trainer::dreambooth::loss;
+use trainer::dreambooth::learner::{Learner, Learning};
+use trainer::engine::ir::{Group, ParamId};
+use trainer::engine::nets::networks::{Networks, Prompts, Step, Trained};
+use trainer::engine::optim::clip_factor;
+use trainer::engine::session::{Moments, OptimizerSettings, Update};
 use trainer::formats;
 use trainer::models::config::PredictionType;
-use trainer::optim::{AdamW, AdamWSettings, Grads};
 use trainer::schedulers::NoiseSchedule;
 
 use super::support::{Table, Tensors, json, l2, load, relative, values};
@@ -118,8 +120,21 @@ fn draw(inputs: &Tensors, step: usize, variant: &Variant) -> Draw {
     }
 }
 
-fn copies(vars: &BTreeMap<String, Var>) -> BTreeMap<String, Vec<f64>> {
-    vars.iter().map(|(name, var)| (name.clone(), values(var))).collect()
+/// All trained weights, by name.
+fn weights(networks: &mut Networks) -> BTreeMap<String, Vec<f64>> {
+    read(networks, |networks, id| networks.session().weight(id).unwrap())
+}
+
+fn gradients(networks: &mut Networks) -> BTreeMap<String, Vec<f64>> {
+    read(networks, |networks, id| networks.session().gradient(id).unwrap())
+}
+
+fn read(networks: &mut Networks, of: impl Fn(&mut Networks, ParamId) -> Vec<f32>) -> BTreeMap<String, Vec<f64>> {
+    let trained = networks.trained().into_iter();
+    let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
+    trained
+        .map(|(id, param)| (param.name, wide(of(networks, id))))
+        .collect()
 }
 
 fn follow(variant: &Variant) {
@@ -127,10 +142,21 @@ fn follow(variant: &Variant) {
     let names: Vec<String> = json("train/tensor_names.json");
     let inputs = load("train/inputs.safetensors");
     let folder = super::dir().join("tiny-sd");
-    let weights = formats::load(folder.to_str().unwrap()).unwrap();
-    let (learner, vars) = Learner::new(weights, None, variant.trains_text_encoder, &Device::Cpu).unwrap();
-    let before = copies(&vars);
-    let mut adam = AdamW::new(AdamWSettings::from(&variant.adam), &vars);
+    let model = formats::load(folder.to_str().unwrap()).unwrap();
+    let learning = Learning {
+        text_encoder: variant.trains_text_encoder,
+        recompute: false,
+        optimizer: OptimizerSettings {
+            moments: Moments::F32,
+            beta1: variant.adam.adam_beta1,
+            beta2: variant.adam.adam_beta2,
+            weight_decay: variant.adam.adam_weight_decay,
+            epsilon: variant.adam.adam_epsilon,
+        },
+        keeps_an_eye: false,
+    };
+    let mut learner = Learner::new(model, None, &learning, &Device::Cpu).unwrap();
+    let before = weights(&mut learner.networks);
     let objective = Objective {
         schedule: NoiseSchedule::new(&learner.base().scheduler_config).unwrap(),
         prediction: variant.prediction,
@@ -138,16 +164,26 @@ fn follow(variant: &Variant) {
         snr_gamma: variant.snr_gamma,
         offset_noise: variant.offset_noise,
     };
+    let networks = &mut learner.networks;
     let mut table = Table::new(variant.name);
-    for (update, want) in wanted.iter().enumerate() {
+    for (index, want) in wanted.iter().enumerate() {
         let losses_wanted = match &want.losses {
             Some(losses) => vec![losses.clone()],
             None => want.micro_batches.clone(),
         };
         assert_eq!(losses_wanted.len(), variant.accumulation);
-        let mut sum: Option<Grads> = None;
+        let update = Update {
+            learning_rates: [Group::UNet, Group::TextEncoder][..if variant.trains_text_encoder { 2 } else { 1 }]
+                .iter()
+                .map(|group| (*group, variant.learning_rate))
+                .collect(),
+            max_grad_norm: variant.adam.max_grad_norm,
+            loss_scale: 1.0,
+            number: index as u64 + 1,
+        };
+        let mut updated = None;
         for (micro, want) in losses_wanted.iter().enumerate() {
-            let step = update * variant.accumulation + micro;
+            let step = index * variant.accumulation + micro;
             let mut batch = objective.batch(draw(&inputs, step, variant)).unwrap();
             if let Some(weights) = &want.snr_weights {
                 let got = batch.shares.iter().map(|share| share * batch.instance_rows as f32);
@@ -157,35 +193,26 @@ fn follow(variant: &Variant) {
                 }
             }
             (variant.reweigh)(&mut batch);
-            let context = learner
-                .text_encoder
-                .forward(&loss::ids(&batch, &Device::Cpu).unwrap())
-                .unwrap();
-            let (total, losses) = loss::loss(&learner.unet, &context, &batch).unwrap();
+            let last = micro + 1 == losses_wanted.len();
+            let told = learn(networks, variant, &batch, micro > 0, last.then_some(&update));
+            updated = told.updated;
+            let losses = batch.losses(&told.losses);
             let mut check = |what: &str, got: f32, want: f64| {
                 let error = relative(f64::from(got), want);
                 table.check(format!("step {} {what}", step + 1), error, LOSS_TOLERANCE);
             };
-            check("loss", total.to_scalar::<f32>().unwrap(), want.loss);
-            check("told loss", losses.total, want.loss);
+            check("loss", losses.total, want.loss);
             if let (Some(instance), Some(prior)) = (want.instance_loss, want.prior_loss) {
                 check("instance loss", losses.instance, instance);
                 check("prior loss", losses.prior.unwrap(), prior);
             }
-            let store = total.backward().unwrap();
-            let grads = Grads::take(&vars, store, 1.0 / variant.accumulation as f64).unwrap();
-            sum = Some(match sum {
-                Some(earlier) => earlier.plus(grads).unwrap(),
-                None => grads,
-            });
         }
-        let grads = sum.unwrap();
-        if update == 0 {
-            tensor_norms(&mut table, variant.name, &names, &grads);
+        if index == 0 {
+            tensor_norms(&mut table, variant.name, &names, &gradients(networks));
         }
-        let norm = grads.norm().unwrap();
+        let norm = updated.expect("an update").grad_norm;
         let factor = clip_factor(norm, variant.adam.max_grad_norm);
-        let step = update + 1;
+        let step = index + 1;
         table.check(
             format!("update {step} gradient norm"),
             relative(norm, want.grad_norm_before_clip),
@@ -196,21 +223,47 @@ fn follow(variant: &Variant) {
             relative(factor, want.clip_factor),
             GRAD_NORM_TOLERANCE,
         );
-        adam.update(&vars, &grads, |_| variant.learning_rate, factor).unwrap();
     }
-    final_stats(&mut table, variant.name, &names, &before, &copies(&vars));
+    final_stats(&mut table, variant.name, &names, &before, &weights(networks));
     table.finish();
 }
 
-fn tensor_norms(table: &mut Table, variant: &str, names: &[String], grads: &Grads) {
+fn learn(
+    networks: &mut Networks,
+    variant: &Variant,
+    batch: &Batch,
+    accumulate: bool,
+    update: Option<&Update>,
+) -> Trained {
+    let states = (!variant.trains_text_encoder).then(|| networks.text(&batch.ids, batch.rows(), 1).unwrap());
+    let timesteps: Vec<f32> = batch.timesteps.iter().map(|t| *t as f32).collect();
+    let share = 1.0 / variant.accumulation as f32;
+    let weights: Vec<f32> = batch.weights().iter().map(|weight| share * weight).collect();
+    let step = Step {
+        dims: batch.dims,
+        noisy: &batch.noisy,
+        timesteps: &timesteps,
+        prompts: match &states {
+            Some(states) => Prompts::States(states),
+            None => Prompts::Ids(&batch.ids),
+        },
+        target: &batch.target,
+        weights: &weights,
+        loss_scale: 1.0,
+        accumulate,
+    };
+    networks.train(&step, update).unwrap()
+}
+
+fn tensor_norms(table: &mut Table, variant: &str, names: &[String], grads: &BTreeMap<String, Vec<f64>>) {
     let wanted = values(&load("train/grad_norms.safetensors")[variant]);
     for (name, want) in names.iter().zip(wanted) {
         if want.is_nan() {
-            assert!(grads.get(name).is_none(), "{name} is not trained");
+            assert!(!grads.contains_key(name), "{name} is not trained");
         } else if name.ends_with("k_proj.bias") {
-            table.check(name.clone(), l2(&values(grads.get(name).unwrap())), 1e-6);
+            table.check(name.clone(), l2(&grads[name]), 1e-6);
         } else {
-            let got = l2(&values(grads.get(name).unwrap()));
+            let got = l2(&grads[name]);
             table.check(format!("{name} gradient"), relative(got, want), TENSOR_NORM_TOLERANCE);
         }
     }

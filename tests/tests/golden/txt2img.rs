@@ -2,7 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
+use trainer::device::Device;
 use trainer::dreambooth::learner::Learner;
 use trainer::formats;
 use trainer::pipeline::{self, SampleRequest};
@@ -18,7 +19,7 @@ fn agrees(name: &'static str, sampler: &str, steps: usize, (width_px, height_px)
     let golden = load(format!("txt2img/{name}.safetensors"));
     let folder = super::dir().join("tiny-sd");
     let weights = formats::load(folder.to_str().unwrap()).unwrap();
-    let learner = Learner::for_drawing(weights, &Device::Cpu).unwrap();
+    let mut learner = Learner::for_drawing(weights, &Device::Cpu).unwrap();
     let request = SampleRequest {
         prompt: "a photo of zwx dog in a bucket, highly detailed".into(),
         negative_prompt: "blurry, low quality".into(),
@@ -36,7 +37,7 @@ fn agrees(name: &'static str, sampler: &str, steps: usize, (width_px, height_px)
         calls += 1;
         ControlFlow::Continue(())
     };
-    let pipeline = learner.pipeline();
+    let mut pipeline = learner.pipeline();
     let latents = pipeline.denoise(&request, &golden["latents0"], &mut no_noise, &mut count);
     let latents = latents.unwrap().expect("it is not stopped");
     let decoded = pipeline.decode(&latents).unwrap();
@@ -85,7 +86,7 @@ fn dpmpp_2m() {
 fn a_drawing_can_be_stopped_between_its_steps() {
     let folder = super::dir().join("tiny-sd");
     let weights = formats::load(folder.to_str().unwrap()).unwrap();
-    let learner = Learner::for_drawing(weights, &Device::Cpu).unwrap();
+    let mut learner = Learner::for_drawing(weights, &Device::Cpu).unwrap();
     let request = SampleRequest {
         prompt: "photo of a dog".into(),
         negative_prompt: String::new(),

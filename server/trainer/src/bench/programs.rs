@@ -93,7 +93,7 @@ impl Model {
             time,
             context,
         };
-        let predicted = unet(&mut b, &self.unet, None, inputs, &Scope::new("unet", Group::UNet, true))?;
+        let predicted = unet(&mut b, &self.unet, inputs, &Scope::new("unet", Group::UNet, true))?;
         let target = b.input("target", &latents, Kind::F32);
         let weights = b.input("weights", &[rows], Kind::F32);
         let scale = b.input("scale", &[1], Kind::F32);
@@ -145,7 +145,7 @@ impl Model {
             time,
             context,
         };
-        let predicted = unet(&mut b, &self.unet, None, inputs, &Scope::new("unet", Group::UNet, false))?;
+        let predicted = unet(&mut b, &self.unet, inputs, &Scope::new("unet", Group::UNet, false))?;
         let predicted = b.cast(predicted, Kind::F32);
         b.output("output", predicted);
         Ok(b.finish()?.program)

@@ -1,10 +1,12 @@
 //! `convert`: the tutorial's `convert_diffusers_to_original_stable_diffusion.py`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use trainer::dreambooth::hash_file;
 use trainer::formats::{self, Container, Width};
+
+use super::WrongUse;
 
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
@@ -24,6 +26,7 @@ pub struct ConvertArgs {
 }
 
 pub fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
+    check(args)?;
     let weights = formats::load(&args.model_path)?;
     let named = args.checkpoint_path.extension().is_some_and(|e| e == "safetensors");
     let format = match args.use_safetensors || named {
@@ -38,4 +41,47 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         args.checkpoint_path.display()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Names that cannot be what was meant.
+fn check(args: &ConvertArgs) -> Result<(), WrongUse> {
+    let model = Path::new(&args.model_path);
+    if let Some(newest) = newest_step(model) {
+        return Err(WrongUse(format!(
+            "--model_path: {} holds the models of a run; give one of them, such as {}",
+            model.display(),
+            newest.display()
+        )));
+    }
+    let to = &args.checkpoint_path;
+    if to.is_dir() || to.file_name().is_none() {
+        return Err(WrongUse(format!(
+            "--checkpoint_path: {} is a folder; give a file in it, such as {}",
+            to.display(),
+            to.join("model.safetensors").display()
+        )));
+    }
+    if args.use_safetensors && to.extension().is_some_and(|e| e == "ckpt") {
+        return Err(WrongUse(format!(
+            "--checkpoint_path: {} would hold safetensors under the name of a pickle, which programs refuse; end it in \
+             .safetensors or leave --use_safetensors out",
+            to.display()
+        )));
+    }
+    Ok(())
+}
+
+/// The model of the highest step in a run's folder, which is none itself.
+fn newest_step(folder: &Path) -> Option<PathBuf> {
+    let is_model = |path: &Path| path.join("model_index.json").is_file();
+    if is_model(folder) || folder.join("unet").is_dir() {
+        return None;
+    }
+    let names = std::fs::read_dir(folder).ok()?.flatten();
+    let steps = names.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    steps
+        .map(|step| (step, folder.join(step.to_string())))
+        .filter(|(_, path)| is_model(path))
+        .max()
+        .map(|(_, path)| path)
 }

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use app::api::DeviceInfo;
 use trainer::device;
 use trainer::engine::cuda::{self, library};
 use trainer::engine::session::EngineError;
@@ -25,7 +24,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let info = device();
+    let info = device::open(None)?.describe();
     if args.json {
         println!("{}", serde_json::to_string(&info)?);
         return Ok(ExitCode::SUCCESS);
@@ -64,27 +63,4 @@ fn gpu() -> Result<String, EngineError> {
         card.driver / 1000,
         card.driver % 1000 / 10,
     ))
-}
-
-/// What a run that names no device computes on.
-fn device() -> DeviceInfo {
-    let cpu = |why: String| DeviceInfo {
-        trainer: "cpu".into(),
-        name: format!("CPU, {} threads", rayon::current_num_threads()),
-        memory_bytes: device::available_memory_bytes(),
-        why,
-    };
-    if device::build() == "cpu" {
-        return cpu("This build computes on the CPU.".into());
-    }
-    // Opening loads the libraries and the kernels, so that what would fail in a run fails here.
-    match cuda::device::Device::open() {
-        Ok(device) => DeviceInfo {
-            trainer: "cuda".into(),
-            name: device.card().name.clone(),
-            memory_bytes: Some(device.card().memory_bytes),
-            why: "A GPU answers, and its libraries load.".into(),
-        },
-        Err(error) => cpu(format!("The GPU is not used: {error}")),
-    }
 }

@@ -15,10 +15,14 @@ use trainer::events::{EventLog, JsonLines};
 use super::{WrongUse, status};
 
 #[derive(clap::Args)]
+#[command(rename_all = "snake_case")]
 pub struct JobArgs {
     /// The job folder, with its recipe.json
     #[arg(long)]
     dir: PathBuf,
+    /// Folder with class images of earlier jobs; this one's are kept there too
+    #[arg(long)]
+    class_image_cache: Option<PathBuf>,
     /// cpu or cuda; by default what this build is for
     #[arg(long)]
     device: Option<String>,
@@ -44,6 +48,7 @@ pub fn run(args: &JobArgs) -> anyhow::Result<ExitCode> {
         stop,
         device,
         results: Results::SingleFiles,
+        class_image_cache: args.class_image_cache.clone(),
     };
     // A fault of ours must end the job, not leave it without a last word.
     match catch_unwind(AssertUnwindSafe(|| dreambooth::train(&run))) {

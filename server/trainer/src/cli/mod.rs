@@ -10,7 +10,6 @@ mod progress;
 mod sample;
 mod selftest;
 mod train;
-mod train_args;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -32,7 +31,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Train on folders of photos, with the flags of the tutorial's train_dreambooth.py
-    Train(Box<train_args::TrainArgs>),
+    Train(Box<train::TrainArgs>),
     /// Draw images with a model
     Sample(sample::SampleArgs),
     /// Turn a diffusers folder into one Stable Diffusion file for WebUIs
@@ -51,13 +50,22 @@ enum Command {
     Pretrain(trainer::pretrain::cli::PretrainArgs),
 }
 
+const FAILED: u8 = 1;
+const WRONG_USE: u8 = 2;
+
 /// The command or its settings make no sense; exit status 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct WrongUse(pub String);
 
 pub fn run() -> ExitCode {
-    let args = std::env::args_os().map(with_underscores);
+    let args = match train::config_file::expand(std::env::args_os().map(with_underscores).collect()) {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(WRONG_USE);
+        }
+    };
     let result = match Cli::parse_from(args).command {
         Command::Train(args) => train::run(&args),
         Command::Sample(args) => sample::run(&args),
@@ -74,7 +82,7 @@ pub fn run() -> ExitCode {
         Err(error) => {
             // For a person: the log's time and level would stand in the way of the words.
             eprintln!("error: {error:#}");
-            ExitCode::from(if error.is::<WrongUse>() { 2 } else { 1 })
+            ExitCode::from(if error.is::<WrongUse>() { WRONG_USE } else { FAILED })
         }
     }
 }

@@ -6,11 +6,10 @@ use std::time::Instant;
 use app::event::{Event, EventKind, Phase};
 use trainer::events::Listener;
 
-/// Steps between lines where there is no terminal to rewrite one.
-const LINES_EVERY: u32 = 50;
-
 pub struct Progress {
     terminal: bool,
+    /// Steps between lines where there is no terminal to rewrite one.
+    log_interval: u32,
     steps: u32,
     /// First step seen in this process, and when.
     began: Option<(u32, Instant)>,
@@ -19,8 +18,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new() -> Self {
+    pub fn new(log_interval: u32) -> Self {
         Self {
+            log_interval: log_interval.max(1),
             terminal: std::io::stderr().is_terminal(),
             steps: 0,
             began: None,
@@ -102,21 +102,30 @@ impl Listener for Progress {
                     }
                 };
                 let text = format!("step {step}/{}  loss {loss:.4}  {ms:.0} ms{left}", self.steps);
-                self.pass(&text, step % LINES_EVERY == 0 || *step == self.steps);
+                self.pass(&text, step % self.log_interval == 0 || *step == self.steps);
             }
             EventKind::Sample { step, index, count, .. } => {
                 self.pass(&format!("sample {} of {count} after step {step}", index + 1), false);
             }
-            EventKind::Meters { likeness, drift, .. } => {
-                let drift = drift.map(|drift| format!(", drift {drift:.2}")).unwrap_or_default();
-                self.line(&format!("likeness {likeness:.2}{drift}"));
+            EventKind::Meters {
+                likeness,
+                drift,
+                diversity,
+                ..
+            } => {
+                let told =
+                    |name: &str, value: &Option<f32>| value.map(|v| format!(", {name} {v:.2}")).unwrap_or_default();
+                let of_class = told("drift", drift) + &told("diversity", diversity);
+                self.line(&format!("likeness {likeness:.2}{of_class}"));
             }
             EventKind::Warning { message, .. } => self.line(&format!("warning: {message}")),
             EventKind::Done { step } => self.line(&format!("done after {step} steps")),
             EventKind::Stopped { step } => self.line(&format!("stopped after step {step}; the state is saved")),
             EventKind::Failed { failure } => {
-                let hint = failure.hint.as_deref().unwrap_or_default();
-                self.line(&format!("failed: {} {hint}", failure.message));
+                self.line(&format!("error: {}", failure.message));
+                if let Some(hint) = &failure.hint {
+                    self.line(hint);
+                }
             }
             EventKind::Queued | EventKind::StateSaved { .. } | EventKind::Exported { .. } => {}
         }

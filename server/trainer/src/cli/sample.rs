@@ -1,14 +1,14 @@
 //! `sample`: draws images with a model.
 
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use candle_core::Device;
 use trainer::dreambooth::learner::Learner;
 use trainer::dreambooth::{STOPPED_STATUS, Stop};
 use trainer::pipeline::{self, LATENT_PX, SampleRequest};
-use trainer::schedulers::SamplerKind;
+use trainer::schedulers::{SamplerKind, SchedulerError};
 use trainer::{device, formats};
 
 use super::WrongUse;
@@ -33,20 +33,20 @@ pub struct SampleArgs {
     #[arg(long)]
     karras: bool,
     /// Sampling steps
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, default_value_t = 24, value_parser = at_least_one)]
     steps: usize,
     #[arg(long, default_value_t = 7.5)]
     guidance_scale: f64,
     /// Of the first image; each further one has the next seed
     #[arg(long, default_value_t = 1337)]
     seed: u64,
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
     num_samples: usize,
     /// In pixels; by default the model's own
-    #[arg(long)]
+    #[arg(long, value_parser = side)]
     width: Option<usize>,
     /// In pixels; by default the model's own
-    #[arg(long)]
+    #[arg(long, value_parser = side)]
     height: Option<usize>,
     /// 2 leaves the text encoder's last layer out
     #[arg(long, default_value_t = 1)]
@@ -59,15 +59,39 @@ pub struct SampleArgs {
     device: Option<String>,
 }
 
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".into()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+/// A multiple of `LATENT_PX`.
+fn side(text: &str) -> Result<usize, String> {
+    let got = at_least_one(text)?;
+    if got.is_multiple_of(LATENT_PX) {
+        return Ok(got);
+    }
+    let nearest = ((got + LATENT_PX / 2) / LATENT_PX).max(1) * LATENT_PX;
+    Err(format!("it must be a multiple of {LATENT_PX}, such as {nearest}"))
+}
+
 pub fn run(args: &SampleArgs) -> anyhow::Result<ExitCode> {
     let sampler: SamplerKind = args
         .scheduler
         .parse()
         .map_err(|e| WrongUse(format!("--scheduler: {e}")))?;
-    let device: Device = device::open(args.device.as_deref()).map_err(|e| WrongUse(format!("--device: {e}")))?;
+    if args.karras && !sampler.has_karras() {
+        return Err(WrongUse(format!("--karras: {}", SchedulerError::Karras(sampler))).into());
+    }
+    if !args.negative_prompt.is_empty() && args.guidance_scale <= 1.0 {
+        tracing::warn!("--negative_prompt has no effect with a guidance scale of 1 or less");
+    }
+    let device = device::open(args.device.as_deref()).map_err(|e| WrongUse(format!("--device: {e}")))?;
     let weights = formats::load(&args.model)?;
     let own_side = weights.unet_config.sample_size * LATENT_PX;
-    let learner = Learner::for_drawing(weights, &device)?;
+    let mut learner = Learner::for_drawing(weights, &device)?;
     let request = SampleRequest {
         prompt: args.prompt.clone(),
         negative_prompt: args.negative_prompt.clone(),
@@ -103,7 +127,8 @@ pub fn run(args: &SampleArgs) -> anyhow::Result<ExitCode> {
             anyhow::ensure!(picture.finite, "image {index} is black: the model gave no numbers");
             let path = args.out.join(format!("{index}.png"));
             pipeline::save_png(&picture.rgb, &path)?;
-            tracing::info!("{}", path.display());
+            // For whoever takes them further: one path a line.
+            writeln!(std::io::stdout(), "{}", path.display())?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use app::job::Failure;
 
+use super::gradients::GradientError;
 use super::scaler::ScaleError;
 use crate::dataset::DatasetError;
+use crate::engine::autodiff::AutodiffError;
+use crate::engine::nets::error::NetworkError;
+use crate::engine::session::EngineError;
 use crate::events::EventError;
 use crate::formats::ModelError;
-use crate::models::params::ParamError;
-use crate::optim::grads::GradError;
 use crate::pipeline::PipelineError;
 use crate::schedulers::SchedulerError;
 use crate::store::StoreError;
@@ -19,8 +21,8 @@ use crate::tokenizer::TokenizerError;
 pub enum TrainError {
     #[error(transparent)]
     Model(Box<ModelError>),
-    #[error("the base model does not fit its configuration")]
-    Param(#[from] ParamError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     #[error(transparent)]
@@ -33,7 +35,7 @@ pub enum TrainError {
     Gradient {
         step: u32,
         #[source]
-        source: GradError,
+        source: GradientError,
     },
     #[error("training diverged at step {step}")]
     Diverged {
@@ -43,10 +45,15 @@ pub enum TrainError {
     },
     #[error("--resume_from_checkpoint: {reference}: {why}")]
     NoCheckpoint { reference: String, why: String },
-    #[error("the base model draws only black images for `{prompt}`")]
+    #[error("the base model draws only black or single-coloured images for `{prompt}`")]
     BlackClassImages { prompt: String },
     #[error("resolution is {got}; it must be a multiple of {multiple} for this model")]
     Resolution { got: u32, multiple: u32 },
+    #[error(
+        "what this run leaves in {} needs {:.1} GB, and {:.1} GB are free",
+        .folder.display(), gigabytes(*.needed), gigabytes(*.free)
+    )]
+    NoSpace { folder: PathBuf, needed: u64, free: u64 },
     #[error("the saved training state {} cannot be used: {why}", .path.display())]
     State { path: PathBuf, why: String },
     #[error(transparent)]
@@ -64,6 +71,21 @@ impl From<ModelError> for TrainError {
     }
 }
 
+impl From<EngineError> for TrainError {
+    fn from(error: EngineError) -> Self {
+        Self::Network(error.into())
+    }
+}
+
+fn network_code(error: &NetworkError) -> &'static str {
+    match error {
+        NetworkError::Param(_) | NetworkError::Build(_) => "bad_model",
+        NetworkError::Autodiff(AutodiffError::NoGradient { .. }) => "no_gradient",
+        NetworkError::Engine(EngineError::OutOfMemory { .. }) => "out_of_memory",
+        _ => "engine",
+    }
+}
+
 impl TrainError {
     /// As the job's last event tells it.
     pub fn failure(&self) -> Failure {
@@ -77,28 +99,41 @@ impl TrainError {
     /// Stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Model(_) | Self::Param(_) | Self::Tokenizer(_) => "bad_model",
+            Self::Model(_) | Self::Tokenizer(_) => "bad_model",
+            Self::Network(error) | Self::Pipeline(PipelineError::Network(error)) => network_code(error),
             Self::Dataset(DatasetError::Empty { .. }) => "no_photos",
             Self::Dataset(_) => "bad_photo",
             Self::Gradient { source, .. } => match source {
-                GradError::Missing(_) | GradError::Zero(_) => "no_gradient",
-                GradError::NotFinite(_) => "diverged",
-                GradError::Tensor(_) => "engine",
+                GradientError::Zero(_) => "no_gradient",
+                GradientError::NotFinite(_) => "diverged",
+                GradientError::Engine(_) => "engine",
             },
             Self::Diverged { .. } => "diverged",
             Self::NoCheckpoint { .. } => "no_checkpoint",
             Self::BlackClassImages { .. } => "black_class_images",
             Self::Resolution { .. } => "bad_recipe",
             Self::State { .. } => "bad_state",
+            Self::NoSpace { .. } => "no_space",
             Self::Store(error) | Self::Pipeline(PipelineError::Store(error)) if error.is_full() => "disk_full",
             Self::Events(_) | Self::Store(_) => "cannot_write",
             Self::Scheduler(_) | Self::Pipeline(_) | Self::Tensor(_) => "engine",
         }
     }
 
+    /// The command that was given cannot be meant, whatever is on the disk.
+    pub fn is_wrong_use(&self) -> bool {
+        matches!(self, Self::Resolution { .. } | Self::NoCheckpoint { .. })
+    }
+
     fn hint(&self) -> Option<&'static str> {
         match self.code() {
             "diverged" => Some("Try a learning rate ten times lower."),
+            "out_of_memory" => {
+                Some("Ask for fewer images a step, a lower resolution, gradient_checkpointing or use_8bit_adam.")
+            }
+            "no_space" => {
+                Some("Free some space, keep fewer models (--keep_last), save them less often or with --save_fp16.")
+            }
             "disk_full" => Some("Free some space; the run then continues from its last saved state."),
             "no_photos" => Some("Add JPEG, PNG or WebP files."),
             "bad_photo" => Some("Remove that photo or save it again as PNG or JPEG."),
@@ -108,6 +143,10 @@ impl TrainError {
             _ => None,
         }
     }
+}
+
+fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
 }
 
 /// What failed and all that it came from, outermost first.

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::error::TrainError;
 use super::learner::Learner;
 use super::run::{Results, Run};
+use super::space;
 use super::state::TrainingState;
 use crate::formats::{self, Container, Width};
 use crate::store::{self, StoreError};
@@ -23,6 +24,10 @@ pub struct TutorialFolders {
     pub save_min_steps: u32,
     /// The script saves after the step that follows the one it names the folder by.
     pub late: bool,
+    /// Of the weights in the folders.
+    pub width: Width,
+    /// Only so many of the last folders stay.
+    pub keep_last: Option<u32>,
 }
 
 /// A folder to leave.
@@ -49,26 +54,42 @@ impl TutorialFolders {
         };
         between.chain([last]).collect()
     }
+
+    /// Removes the oldest of this run's `earlier` folders, so that `keep_last` stay with the one just written.
+    fn prune(&self, earlier: impl Iterator<Item = u32>) -> Result<(), TrainError> {
+        let Some(keep) = self.keep_last else { return Ok(()) };
+        let there: Vec<PathBuf> = earlier
+            .map(|step| self.output_dir.join(step.to_string()))
+            .filter(|folder| space::is_whole(folder))
+            .collect();
+        let surplus = there.len().saturating_sub(keep.saturating_sub(1) as usize);
+        for path in there.into_iter().take(surplus) {
+            // First, so that one half removed does not pass for a model.
+            for removed in [
+                std::fs::remove_file(path.join("model_index.json")),
+                std::fs::remove_dir_all(&path),
+            ] {
+                removed.map_err(|source| StoreError {
+                    path: path.clone(),
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The end of a run: everything that it leaves.
 ///
 /// # Errors
 /// When something cannot be written.
-pub fn export(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
+pub fn export(run: &Run, learner: &mut Learner, state: &TrainingState) -> Result<(), TrainError> {
     match &run.results {
         Results::SingleFiles => single_files(run, learner, state),
         Results::Tutorial(folders) => {
             let (after, name) = (state.step, state.step);
-            save_folder(
-                run,
-                &FolderDue {
-                    folders,
-                    save: Save { after, name },
-                },
-                learner,
-                state,
-            )
+            let save = Save { after, name };
+            save_folder(run, &FolderDue { folders, save }, learner)
         }
     }
 }
@@ -90,8 +111,8 @@ pub fn folders_due(run: &Run, step: u32) -> Vec<FolderDue<'_>> {
     due.map(|save| FolderDue { folders, save }).collect()
 }
 
-fn single_files(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
-    let weights = learner.weights(&state.vars);
+fn single_files(run: &Run, learner: &mut Learner, state: &TrainingState) -> Result<(), TrainError> {
+    let weights = learner.weights()?;
     let folder = run.folder.join("export");
     store::make_folder(&folder)?;
     let name = file_stem(&run.recipe.concepts[0].instance_prompt, state.step);
@@ -121,10 +142,12 @@ fn single_files(run: &Run, learner: &Learner, state: &TrainingState) -> Result<(
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn save_folder(run: &Run, due: &FolderDue, learner: &Learner, state: &TrainingState) -> Result<(), TrainError> {
+pub fn save_folder(run: &Run, due: &FolderDue, learner: &mut Learner) -> Result<(), TrainError> {
     let FolderDue { folders, save } = due;
     let folder = folders.output_dir.join(save.name.to_string());
-    formats::save_diffusers(&folder, &learner.weights(&state.vars), Width::Full)?;
+    let mut weights = learner.weights()?;
+    with_ddim(&mut weights.config_files.scheduler);
+    formats::save_diffusers(&folder, &weights, folders.width)?;
     let args = format!("{:#}\n", folders.args);
     store::write_atomic(&folder.join("args.json"), args.as_bytes())?;
     if run.sample_steps().contains(&save.after) {
@@ -137,7 +160,18 @@ pub fn save_folder(run: &Run, due: &FolderDue, learner: &Learner, state: &Traini
             }
         }
     }
-    Ok(())
+    let saves = folders.saves(run.recipe.max_train_steps).into_iter();
+    let earlier = saves.map(|earlier| earlier.name).filter(|name| *name < save.name);
+    folders.prune(earlier)
+}
+
+/// The script's pipeline draws with DDIM, and is saved so.
+fn with_ddim(scheduler: &mut serde_json::Value) {
+    if let Some(config) = scheduler.as_object_mut() {
+        config.insert("_class_name".into(), "DDIMScheduler".into());
+        // PNDM's own.
+        config.remove("skip_prk_steps");
+    }
 }
 
 /// `photo of zwx dog` after 800 steps becomes `zwx-dog-800`.
@@ -198,6 +232,8 @@ mod tests {
             save_interval,
             save_min_steps,
             late,
+            width: Width::Single,
+            keep_last: None,
         }
     }
 

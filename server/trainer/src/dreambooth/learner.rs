@@ -1,41 +1,39 @@
-//! The models of a run: what learns, and the same weights as seen by drawing, without a copy and without gradients.
+//! The networks of a run on their device, and the model that they come from.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use app::recipe::{Precision, Recipe};
+use candle_core::Tensor;
 
 use super::error::TrainError;
+use crate::device::Device;
+use crate::engine::ir::Group;
+use crate::engine::nets::error::NetworkError;
+use crate::engine::nets::networks::Networks;
+use crate::engine::nets::programs::{Part, Plan};
+use crate::engine::session::{Moments, OptimizerSettings};
 use crate::formats::ModelWeights;
-use crate::models::params::Params;
-use crate::models::text_encoder::ClipTextModel;
-use crate::models::unet::UNet2DConditionModel;
-use crate::models::vae::AutoencoderKl;
+use crate::models::params::is_not_a_weight;
 use crate::pipeline::Pipeline;
 use crate::tokenizer::Tokenizer;
 
-const UNET: &str = "unet.";
-/// Before the names of its tensors in a training state.
-pub const TEXT_ENCODER: &str = "text_encoder.";
+/// Of the optimizer of a learner that only draws.
+const UNUSED: OptimizerSettings = OptimizerSettings {
+    moments: Moments::F32,
+    beta1: 0.9,
+    beta2: 0.999,
+    weight_decay: 0.0,
+    epsilon: 1e-8,
+};
 
-/// Models in f32 on one device.
+/// All networks of a run, in one session.
 pub struct Learner {
-    /// With gradients.
-    pub unet: UNet2DConditionModel,
-    /// With gradients when it is trained.
-    pub text_encoder: ClipTextModel,
-    pub trains_text_encoder: bool,
-    /// Encodes the photos.
-    pub vae: AutoencoderKl,
-    /// Draws, when it is not the one that encodes.
-    drawing_vae: Option<AutoencoderKl>,
-    /// Views of `unet`'s and `text_encoder`'s weights: they change with them.
-    drawing_unet: UNet2DConditionModel,
-    drawing_text_encoder: ClipTextModel,
+    pub networks: Networks,
     pub tokenizer: Tokenizer,
-    /// Configurations, and the weights that are not trained, as they were stored.
+    /// Configurations, and the weights that are exported as they were.
     base: ModelWeights,
-    device: Device,
+    /// What latents of the VAE that encodes are multiplied by.
+    pub latents_scale: f64,
 }
 
 /// A VAE that takes the place of the base model's own in what is drawn and exported.
@@ -45,150 +43,183 @@ pub struct OtherVae {
     pub encodes: bool,
 }
 
+/// How a run learns.
+#[derive(Clone, Debug)]
+pub struct Learning {
+    pub text_encoder: bool,
+    /// Activations are computed again in the backward (gradient checkpointing).
+    pub recompute: bool,
+    pub optimizer: OptimizerSettings,
+    /// What networks compute in.
+    pub precision: Precision,
+    /// The U-Net as it was is kept, for the meters.
+    pub keeps_an_eye: bool,
+}
+
+impl Learning {
+    pub fn of(recipe: &Recipe, precision: Precision, keeps_an_eye: bool) -> Self {
+        let adam = &recipe.adam;
+        Self {
+            text_encoder: recipe.train_text_encoder,
+            recompute: recipe.gradient_checkpointing,
+            optimizer: OptimizerSettings {
+                moments: match recipe.use_8bit_adam {
+                    true => Moments::EightBit,
+                    false => Moments::F32,
+                },
+                beta1: adam.adam_beta1,
+                beta2: adam.adam_beta2,
+                weight_decay: adam.adam_weight_decay,
+                epsilon: adam.adam_epsilon,
+            },
+            precision,
+            keeps_an_eye,
+        }
+    }
+}
+
 impl Learner {
-    /// Builds the models, `other_vae` in place of the base model's, and hands out the variables that training changes, by name.
+    /// Puts the networks on the device, `other_vae` in place of the base model's.
     ///
     /// # Errors
-    /// When weights are missing or do not fit their configuration.
+    /// When weights are missing or do not fit their configuration, or the device has no room.
     pub fn new(
         mut base: ModelWeights,
         other_vae: Option<OtherVae>,
-        trains_text_encoder: bool,
+        learning: &Learning,
         device: &Device,
-    ) -> Result<(Self, BTreeMap<String, Var>), TrainError> {
-        let tokenizer = base.tokenizer(Path::new("tokenizer"))?;
-        let mut vars = BTreeMap::new();
-
-        let params = Params::trainable(&base.unet, DType::F32, device)?;
-        let unet = UNet2DConditionModel::new(&base.unet_config, &params)?;
-        params.finish()?;
-        let views = Params::frozen(&detached(&params), DType::F32, device)?;
-        let drawing_unet = UNet2DConditionModel::new(&base.unet_config, &views)?;
-        vars.extend(prefixed(UNET, &params));
-        // From here on the variables hold it.
-        base.unet.clear();
-
-        let params = if trains_text_encoder {
-            Params::trainable(&base.text_encoder, DType::F32, device)?
-        } else {
-            Params::frozen(&base.text_encoder, DType::F32, device)?
+    ) -> Result<Self, TrainError> {
+        let mut trains = vec![Group::UNet];
+        trains.extend(learning.text_encoder.then_some(Group::TextEncoder));
+        let mut plan = Plan {
+            trains: trains.into_iter().collect(),
+            eye: learning.keeps_an_eye,
+            recompute: learning.recompute,
+            ..plan(&base)
         };
-        let text_encoder = ClipTextModel::new(&base.text_encoder_config, &params)?;
-        params.finish()?;
-        let drawing_text_encoder = if trains_text_encoder {
-            let views = Params::frozen(&detached(&params), DType::F32, device)?;
-            ClipTextModel::new(&base.text_encoder_config, &views)?
-        } else {
-            ClipTextModel::new(&base.text_encoder_config, &params)?
-        };
-        for (name, var) in prefixed(TEXT_ENCODER, &params) {
-            base.text_encoder.remove(&name[TEXT_ENCODER.len()..]);
-            vars.insert(name, var);
+        match &other_vae {
+            Some(OtherVae { weights, encodes: true }) => plan.vae = Some(weights.vae_config.clone()),
+            Some(OtherVae {
+                weights,
+                encodes: false,
+            }) => plan.other_vae = Some(weights.vae_config.clone()),
+            None => {}
         }
-
-        let mut vae = build_vae(&base, device)?;
-        let mut drawing_vae = None;
-        if let Some(OtherVae { weights, encodes }) = other_vae {
-            let other = build_vae(&weights, device)?;
-            match encodes {
-                true => vae = other,
-                false => drawing_vae = Some(other),
+        let latents_scale = plan.vae(Part::Vae)?.scaling_factor;
+        let mut networks = networks(plan, learning.optimizer, learning.precision, device)?;
+        networks.load(Part::UNet, &base.unet)?;
+        networks.load(Part::TextEncoder, &base.text_encoder)?;
+        if learning.keeps_an_eye {
+            networks.load(Part::Eye, &base.unet)?;
+        }
+        match &other_vae {
+            Some(OtherVae { weights, encodes: true }) => networks.load(Part::Vae, &weights.vae)?,
+            Some(OtherVae {
+                weights,
+                encodes: false,
+            }) => {
+                networks.load(Part::Vae, &base.vae)?;
+                networks.load(Part::OtherVae, &weights.vae)?;
             }
+            None => networks.load(Part::Vae, &base.vae)?,
+        }
+        // From here on the session holds what learns.
+        base.unet.retain(|path, _| is_not_a_weight(path));
+        if learning.text_encoder {
+            base.text_encoder.retain(|path, _| is_not_a_weight(path));
+        }
+        if let Some(OtherVae { weights, .. }) = other_vae {
             base.vae = weights.vae;
             base.vae_config = weights.vae_config;
         }
-        let learner = Self {
-            unet,
-            text_encoder,
-            trains_text_encoder,
-            vae,
-            drawing_vae,
-            drawing_unet,
-            drawing_text_encoder,
-            tokenizer,
+        Ok(Self {
+            networks,
+            tokenizer: base.tokenizer(Path::new("tokenizer"))?,
             base,
-            device: device.clone(),
-        };
-        Ok((learner, vars))
+            latents_scale,
+        })
     }
 
     /// Nothing learns: for drawing with a finished model.
     ///
     /// # Errors
     /// As `new`.
-    pub fn for_drawing(base: ModelWeights, device: &Device) -> Result<Self, TrainError> {
-        let unet_params = Params::frozen(&base.unet, DType::F32, device)?;
-        let text_params = Params::frozen(&base.text_encoder, DType::F32, device)?;
-        let unet = || UNet2DConditionModel::new(&base.unet_config, &unet_params);
-        let text_encoder = || ClipTextModel::new(&base.text_encoder_config, &text_params);
-        let learner = Self {
-            unet: unet()?,
-            text_encoder: text_encoder()?,
-            trains_text_encoder: false,
-            vae: build_vae(&base, device)?,
-            drawing_vae: None,
-            drawing_unet: unet()?,
-            drawing_text_encoder: text_encoder()?,
+    pub fn for_drawing(mut base: ModelWeights, device: &Device) -> Result<Self, TrainError> {
+        let mut networks = networks(plan(&base), UNUSED, device.precision_of_drawing(), device)?;
+        let parts = [
+            (Part::UNet, &mut base.unet),
+            (Part::TextEncoder, &mut base.text_encoder),
+            (Part::Vae, &mut base.vae),
+        ];
+        for (part, weights) in parts {
+            // One copy at a time is enough.
+            networks.load(part, &std::mem::take(weights))?;
+        }
+        Ok(Self {
+            networks,
             tokenizer: base.tokenizer(Path::new("tokenizer"))?,
-            device: device.clone(),
+            latents_scale: base.vae_config.scaling_factor,
             base,
-        };
-        unet_params.finish()?;
-        text_params.finish()?;
-        Ok(learner)
-    }
-
-    pub fn device(&self) -> &Device {
-        &self.device
+        })
     }
 
     pub fn base(&self) -> &ModelWeights {
         &self.base
     }
 
+    pub fn trains_text_encoder(&self) -> bool {
+        self.networks.plan().trains.contains(&Group::TextEncoder)
+    }
+
     /// Draws with the weights as they are now.
-    pub fn pipeline(&self) -> Pipeline<'_> {
+    pub fn pipeline(&mut self) -> Pipeline<'_> {
         Pipeline {
-            unet: &self.drawing_unet,
-            text_encoder: &self.drawing_text_encoder,
-            vae: self.drawing_vae.as_ref().unwrap_or(&self.vae),
+            networks: &mut self.networks,
             vae_scaling_factor: self.base.vae_config.scaling_factor,
             latent_channels: self.base.vae_config.latent_channels,
             tokenizer: &self.tokenizer,
             scheduler: &self.base.scheduler_config,
-            device: &self.device,
         }
     }
 
-    /// The whole model as it is now, for export. Trained tensors are not copied.
-    pub fn weights(&self, vars: &BTreeMap<String, Var>) -> ModelWeights {
+    /// The whole model as it is now, for export.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn weights(&mut self) -> Result<ModelWeights, TrainError> {
         let mut weights = self.base.clone();
-        for (name, var) in vars {
-            let tensor = var.as_detached_tensor();
-            if let Some(path) = name.strip_prefix(UNET) {
-                weights.unet.insert(path.into(), tensor);
-            } else if let Some(path) = name.strip_prefix(TEXT_ENCODER) {
-                weights.text_encoder.insert(path.into(), tensor);
-            }
+        weights.unet.extend(self.networks.weights(Part::UNet)?);
+        if self.trains_text_encoder() {
+            weights.text_encoder.extend(self.networks.weights(Part::TextEncoder)?);
         }
-        weights
+        Ok(weights)
+    }
+
+    /// The mean latents of `images` `[rows, 3, h, w]` in -1 to 1, as training knows them.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn mean_latents(&mut self, images: &Tensor) -> Result<Tensor, TrainError> {
+        Ok((self.networks.encode(images)?.mean * self.latents_scale)?)
     }
 }
 
-fn build_vae(weights: &ModelWeights, device: &Device) -> Result<AutoencoderKl, TrainError> {
-    let params = Params::frozen(&weights.vae, DType::F32, device)?;
-    let vae = AutoencoderKl::new(&weights.vae_config, &params)?;
-    params.finish()?;
-    Ok(vae)
+fn plan(model: &ModelWeights) -> Plan {
+    Plan {
+        unet: Some(model.unet_config.clone()),
+        text_encoder: Some(model.text_encoder_config.clone()),
+        vae: Some(model.vae_config.clone()),
+        ..Plan::default()
+    }
 }
 
-/// The variables' own storage, without their gradients.
-fn detached(params: &Params) -> BTreeMap<String, Tensor> {
-    let vars = params.vars().into_iter();
-    vars.map(|(path, var)| (path, var.as_detached_tensor())).collect()
-}
-
-fn prefixed(prefix: &str, params: &Params) -> impl Iterator<Item = (String, Var)> {
-    let vars = params.vars().into_iter();
-    vars.map(move |(path, var)| (format!("{prefix}{path}"), var))
+fn networks(
+    plan: Plan,
+    optimizer: OptimizerSettings,
+    precision: Precision,
+    device: &Device,
+) -> Result<Networks, TrainError> {
+    let params = plan.params()?;
+    let session = device.session(params, optimizer, precision).map_err(NetworkError::from)?;
+    Ok(Networks::new(plan, session))
 }

@@ -1,4 +1,4 @@
-//! How like the subject its samples are, and how far the class has drifted towards it.
+//! How like the subject its samples are, how far the class has drifted towards it, and how diverse the class is still.
 //!
 //! Both look through the untrained model's own eye: the features that its U-Net has at the deepest level for a picture
 //! with a fixed noise at a fixed timestep (diffusion features: Tang et al. 2023, "Emergent Correspondence from Image
@@ -10,24 +10,21 @@ use std::ops::ControlFlow;
 
 use app::event::EventKind;
 use app::recipe::Recipe;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::Run;
 use super::error::TrainError;
 use super::latents::LatentCache;
 use super::learner::Learner;
-use crate::dataset;
-use crate::formats::ModelWeights;
-use crate::models::params::Params;
-use crate::models::unet::UNet2DConditionModel;
+use crate::dataset::{self, Reading};
 use crate::noise::TorchGenerator;
 use crate::pipeline::{Picture, SampleRequest};
 use crate::schedulers::{NoiseSchedule, SamplerKind};
 
 /// Late enough for form and early enough for detail; the paper's choice for Stable Diffusion.
 const TIMESTEP: u32 = 261;
-/// Pictures of the class in each reading.
-const CLASS_PICTURES: u64 = 4;
+/// Pictures of the class in each reading. With four, drift of the same weights read 0.2 apart from one seed to another.
+const CLASS_PICTURES: u64 = 8;
 /// They are looked at by a network, not by a person.
 const CLASS_STEPS: usize = 10;
 /// Photos beyond these add nothing to their mean.
@@ -37,9 +34,8 @@ const SEED_OFFSET: u64 = 1 << 32;
 
 type Feature = Vec<f32>;
 
-/// The untrained U-Net, looking at latents.
+/// How the untrained U-Net looks at latents.
 struct Eye {
-    unet: UNet2DConditionModel,
     schedule: NoiseSchedule,
     /// Of the empty prompt, by the untrained text encoder, `[1, tokens, width]`.
     context: Tensor,
@@ -49,13 +45,12 @@ struct Eye {
 
 impl Eye {
     /// A feature for each row of `latents` `[rows, c, h, w]`.
-    fn look(&self, latents: &Tensor) -> Result<Vec<Feature>, TrainError> {
+    fn look(&self, learner: &mut Learner, latents: &Tensor) -> Result<Vec<Feature>, TrainError> {
         let mut features = Vec::new();
         for row in latents.chunk(latents.dim(0)?, 0)? {
             let noisy = self.schedule.add_noise(&row, &self.noise, &[TIMESTEP])?;
-            let timestep = Tensor::full(TIMESTEP as f32, 1, row.device())?;
-            let seen = self.unet.mid_features(&noisy, &timestep, &self.context)?;
-            features.push(seen.mean((2, 3))?.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?);
+            let seen = learner.networks.look(&noisy, &[TIMESTEP as f32], &self.context)?;
+            features.push(seen.flatten_all()?.to_vec1()?);
         }
         Ok(features)
     }
@@ -70,53 +65,53 @@ pub(super) struct Meters {
     subject: Feature,
     /// Mean over the untrained model's pictures of the class.
     centre: Feature,
+    /// Of the untrained model's pictures of the class.
+    spread: f32,
 }
 
 impl Meters {
     /// Looks at the photos and at what the model draws of the class before it learns. `Break` when asked to stop.
     pub fn new(
         run: &Run,
-        learner: &Learner,
+        learner: &mut Learner,
         cache: &LatentCache,
-        untrained: &ModelWeights,
         side_px: u32,
     ) -> Result<ControlFlow<(), Self>, TrainError> {
-        let device = learner.device();
-        let params = Params::frozen(&untrained.unet, DType::F32, device)?;
-        let unet = UNet2DConditionModel::new(&untrained.unet_config, &params)?;
-        let photos = cache.instance_latents(MOST_PHOTOS, device)?;
+        let photos = cache.instance_latents(MOST_PHOTOS, learner)?;
         let (_, c, h, w) = photos.dims4()?;
         let ids = learner.tokenizer.encode("", true)?.ids;
-        let ids = Tensor::from_vec(ids.clone(), (1, ids.len()), device)?;
         let eye = Eye {
-            unet,
             schedule: NoiseSchedule::new(&learner.base().scheduler_config)?,
-            context: learner.pipeline().text_encoder.forward(&ids)?.detach(),
-            noise: TorchGenerator::new(0).randn((1, c, h, w), device)?,
+            context: learner.networks.text(&ids, 1, 1)?,
+            noise: TorchGenerator::new(0).randn((1, c, h, w))?,
         };
         let mut meters = Self {
             side_px,
             class_prompt: class_prompt(&run.recipe),
-            subject: mean(&eye.look(&photos)?),
+            subject: mean(&eye.look(learner, &photos)?),
             centre: Vec::new(),
+            spread: 0.0,
             eye,
         };
-        meters.centre = match meters.draw_class(run, learner)? {
+        match meters.draw_class(run, learner)? {
             ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
             // Without a class there is nothing to compare with: the bare cosine is then what there is.
-            ControlFlow::Continue(None) => vec![0.0; meters.subject.len()],
-            ControlFlow::Continue(Some(features)) => mean(&features),
-        };
+            ControlFlow::Continue(None) => meters.centre = vec![0.0; meters.subject.len()],
+            ControlFlow::Continue(Some(features)) => {
+                meters.centre = mean(&features);
+                meters.spread = spread(&features);
+            }
+        }
         meters.subject = less(&meters.subject, &meters.centre);
         Ok(ControlFlow::Continue(meters))
     }
 
     /// Reads the samples of `step` from disk, draws the class anew, and tells both.
-    pub fn read(&self, run: &Run, learner: &Learner, step: u32) -> Result<ControlFlow<()>, TrainError> {
+    pub fn read(&self, run: &Run, learner: &mut Learner, step: u32) -> Result<ControlFlow<()>, TrainError> {
         let mut samples = Vec::new();
         for index in 0..run.recipe.samples.n_save_sample {
             let path = run.folder.join(format!("samples/{step}/{index}.png"));
-            samples.push(dataset::read_photo(&path)?.rgb);
+            samples.push(dataset::read_photo(&path, Reading::SCRIPT)?.rgb);
         }
         let samples = self.features(learner, &samples)?;
         let ControlFlow::Continue(class) = self.draw_class(run, learner)? else {
@@ -125,7 +120,8 @@ impl Meters {
         run.emit(EventKind::Meters {
             step,
             likeness: self.likeness(&samples),
-            drift: class.map(|class| self.drift(&class)),
+            drift: class.as_ref().map(|class| self.drift(class)),
+            diversity: class.map(|class| share(spread(&class), self.spread)),
         })?;
         Ok(ControlFlow::Continue(()))
     }
@@ -144,18 +140,22 @@ impl Meters {
         share(dot(&moved, &self.subject), dot(&self.subject, &self.subject))
     }
 
-    fn features(&self, learner: &Learner, pictures: &[image::RgbImage]) -> Result<Vec<Feature>, TrainError> {
+    fn features(&self, learner: &mut Learner, pictures: &[image::RgbImage]) -> Result<Vec<Feature>, TrainError> {
         let mut features = Vec::new();
         for picture in pictures {
-            let pixels = dataset::to_tensor(picture, learner.device())?.unsqueeze(0)?;
-            let latents = (learner.vae.encode(&pixels)?.mean * learner.vae.config().scaling_factor)?;
-            features.extend(self.eye.look(&latents)?);
+            let pixels = dataset::to_tensor(picture)?.unsqueeze(0)?;
+            let latents = learner.mean_latents(&pixels)?;
+            features.extend(self.eye.look(learner, &latents)?);
         }
         Ok(features)
     }
 
     /// Features of the class as the model draws it now; none without a class prompt.
-    fn draw_class(&self, run: &Run, learner: &Learner) -> Result<ControlFlow<(), Option<Vec<Feature>>>, TrainError> {
+    fn draw_class(
+        &self,
+        run: &Run,
+        learner: &mut Learner,
+    ) -> Result<ControlFlow<(), Option<Vec<Feature>>>, TrainError> {
         let Some(prompt) = &self.class_prompt else {
             return Ok(ControlFlow::Continue(None));
         };
@@ -199,6 +199,16 @@ fn mean(features: &[Feature]) -> Feature {
     sum
 }
 
+/// Root mean square distance of features from their mean.
+fn spread(features: &[Feature]) -> f32 {
+    let middle = mean(features);
+    let squares = features.iter().map(|feature| {
+        let off = less(feature, &middle);
+        dot(&off, &off)
+    });
+    (squares.sum::<f32>() / features.len().max(1) as f32).sqrt()
+}
+
 fn less(a: &[f32], b: &[f32]) -> Feature {
     a.iter().zip(b).map(|(a, b)| a - b).collect()
 }
@@ -219,6 +229,7 @@ mod tests {
     #[test]
     fn means_and_shares() {
         assert_eq!(mean(&[vec![1.0, 2.0], vec![3.0, 4.0]]), [2.0, 3.0]);
+        assert_eq!(spread(&[vec![0.0, 3.0], vec![8.0, 3.0]]), 4.0);
         assert_eq!(less(&[3.0, 1.0], &[1.0, 2.0]), [2.0, -1.0]);
         assert_eq!(share(1.0, 0.0), 0.0, "nothing to compare with");
     }

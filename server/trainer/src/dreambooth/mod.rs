@@ -5,30 +5,36 @@
 
 pub mod batch;
 mod class_images;
+pub mod ema;
 pub mod error;
 mod export;
+pub mod gradients;
 mod latents;
 pub mod learner;
-pub mod loss;
 mod meters;
 mod run;
 mod samples;
 pub mod scaler;
+mod space;
 pub mod state;
 mod stop;
+#[cfg(test)]
+mod testing;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Instant;
 
 use app::event::{EventKind, Phase};
 use app::recipe::{Precision, Recipe};
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
+use crate::engine::ir::{Group, Param};
+use crate::engine::nets::networks::{Networks, Prompts, Step};
+use crate::engine::session::{Update, Updated};
 use crate::formats;
 use crate::lr::LrSchedule;
-use crate::optim::grads::GradError;
-use crate::optim::{AdamW, AdamWSettings, Ema, Grads};
 use crate::pipeline::LATENT_PX;
 use crate::schedulers::NoiseSchedule;
 
@@ -38,10 +44,12 @@ pub use run::{Ended, Results, Run};
 pub use stop::{STOPPED_STATUS, Stop};
 
 use batch::{Batch, Losses, Objective};
+use ema::Ema;
 use latents::{LatentCache, Pictures};
-use learner::{Learner, OtherVae, TEXT_ENCODER};
+use learner::{Learner, Learning, OtherVae};
 use meters::Meters;
 use scaler::{LossScaler, ScaleError};
+use space::Parameters;
 use state::{MeanLoss, TrainingState};
 
 /// Runs a recipe to its end, or to where it is asked to stop.
@@ -55,7 +63,10 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     run.check_photos()?;
 
     run.phase(Phase::Loading)?;
-    let base = formats::load(&recipe.pretrained_model_name_or_path)?;
+    let mut base = formats::load(&recipe.pretrained_model_name_or_path)?;
+    if let Some(folder) = &recipe.tokenizer_name {
+        base.tokenizer_files = formats::load_tokenizer(Path::new(folder))?;
+    }
     let other_vae = match &recipe.pretrained_vae_name_or_path {
         Some(reference) => Some(OtherVae {
             weights: formats::load(reference)?,
@@ -65,25 +76,28 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     };
     let side_px = side_px(recipe, base.unet_config.sample_size)?;
     // Whoever watches the page sees meters; the command line keeps the script's memory and time.
-    let untrained = matches!(run.results, Results::SingleFiles).then(|| base.clone());
-    let (learner, vars) = Learner::new(base, other_vae, recipe.train_text_encoder, &run.device)?;
+    let metered = matches!(run.results, Results::SingleFiles) && !run.sample_steps().is_empty();
+    space::check(run, Parameters::of(&base, recipe.train_text_encoder))?;
+    let drawing_vae = other_vae.as_ref().map_or(&base, |other| &other.weights);
+    let model = class_images::model_identity(&base, drawing_vae)?;
+    let mut learner = Learner::new(base, other_vae, &Learning::of(recipe, run.precision(), metered), &run.device)?;
 
     run.tell_cut_sample_prompts(&learner.tokenizer)?;
     if recipe.prior.is_some() {
         run.phase(Phase::ClassImages)?;
-        if class_images::fill(run, &learner, side_px)?.is_break() {
+        if class_images::fill(run, &mut learner, &model, side_px)?.is_break() {
             return run.stopped_before_training(resumed_at);
         }
     }
 
     run.phase(Phase::CachingLatents)?;
     let pictures = Pictures::find(recipe, &run.data_folder)?;
-    let (cache, noticed) = LatentCache::encode(&pictures, recipe, &learner, side_px)?;
+    let (cache, noticed) = LatentCache::encode(&pictures, recipe, &mut learner, side_px)?;
     run.tell_noticed(&noticed)?;
 
-    let meters = match untrained.filter(|_| !run.sample_steps().is_empty()) {
-        None => None,
-        Some(untrained) => match Meters::new(run, &learner, &cache, &untrained, side_px)? {
+    let meters = match metered {
+        false => None,
+        true => match Meters::new(run, &mut learner, &cache, side_px)? {
             ControlFlow::Break(()) => return run.stopped_before_training(resumed_at),
             ControlFlow::Continue(meters) => Some(meters),
         },
@@ -91,28 +105,27 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
 
     let mut state = TrainingState {
         step: 0,
-        adam: AdamW::new(AdamWSettings::from(&recipe.adam), &vars),
+        updates: 0,
         scaler: LossScaler::new(run.precision()),
         ema: match recipe.use_ema {
-            true => Some(Ema::new(recipe.ema_decay, &vars)?),
+            true => Some(Ema::new(recipe.ema_decay, &mut learner.networks)?),
             false => None,
         },
         mean_loss: MeanLoss::default(),
-        vars,
     };
     if let Some(resume) = &resume {
-        state.restore(&resume.path)?;
+        state.restore(&mut learner.networks, &resume.path)?;
     }
     if resume.is_none_or(|resume| !resume.own) {
-        run.tell_plan(&state, &pictures)?;
+        run.tell_plan(&learner, &pictures)?;
     }
 
-    let mut training = Training::new(run, &learner, &cache, meters, side_px)?;
+    let mut training = Training::new(run, &mut learner, &cache, meters, side_px)?;
     let ended = training.steps(&mut state)?;
 
     if state.step > 0 {
         run.phase(Phase::Exporting)?;
-        state.with_averages(|state| export::export(run, &learner, state))?;
+        state.with_averages(&mut learner, |learner, state| export::export(run, learner, state))?;
     }
     run.end(ended)?;
     Ok(ended)
@@ -131,15 +144,17 @@ fn side_px(recipe: &Recipe, sample_size: usize) -> Result<u32, TrainError> {
 /// What stays the same from step to step.
 struct Training<'a> {
     run: &'a Run,
-    learner: &'a Learner,
+    learner: &'a mut Learner,
     cache: &'a LatentCache,
     objective: Objective,
     rates: LrSchedule,
-    contexts: Contexts<'a>,
+    contexts: Contexts,
     meters: Option<Meters>,
     side_px: u32,
     /// Every trained tensor was seen to learn.
     checked: bool,
+    /// There are gradients that no update has used yet; only a strict run has any from one step to the next.
+    pending: bool,
     /// Up to this step; the state's is up to the last update.
     mean_loss: MeanLoss,
 }
@@ -147,7 +162,7 @@ struct Training<'a> {
 impl<'a> Training<'a> {
     fn new(
         run: &'a Run,
-        learner: &'a Learner,
+        learner: &'a mut Learner,
         cache: &'a LatentCache,
         meters: Option<Meters>,
         side_px: u32,
@@ -159,25 +174,24 @@ impl<'a> Training<'a> {
             true => recipe.mixed_precision,
             false => Precision::No,
         };
+        let objective = Objective {
+            schedule: NoiseSchedule::new(config)?.rounded_to(rounding),
+            prediction: config.prediction_type,
+            prior_loss_weight: recipe.prior.as_ref().map_or(0.0, |prior| prior.prior_loss_weight),
+            snr_gamma: recipe.snr_gamma,
+            offset_noise: recipe.offset_noise,
+        };
         Ok(Self {
             run,
             learner,
             cache,
-            objective: Objective {
-                schedule: NoiseSchedule::new(config)?.rounded_to(rounding),
-                prediction: config.prediction_type,
-                prior_loss_weight: recipe.prior.as_ref().map_or(0.0, |prior| prior.prior_loss_weight),
-                snr_gamma: recipe.snr_gamma,
-                offset_noise: recipe.offset_noise,
-            },
+            objective,
             rates: LrSchedule::of(recipe),
-            contexts: Contexts {
-                learner,
-                known: BTreeMap::new(),
-            },
+            contexts: Contexts::default(),
             meters,
             side_px,
             checked: false,
+            pending: false,
             mean_loss: MeanLoss::default(),
         })
     }
@@ -191,16 +205,14 @@ impl<'a> Training<'a> {
         }
         run.phase(Phase::Training)?;
         self.mean_loss = state.mean_loss;
-        // Gradients that no update has used yet; only a strict run has any from one step to the next.
-        let mut pending: Option<Grads> = None;
         for step in state.step + 1..=steps {
-            self.step(state, step, &mut pending)?;
-            if pending.is_none() {
+            self.step(state, step)?;
+            if !self.pending {
                 self.save_if_due(state)?;
             }
             // The state of the last update is what there is; what is pending is given up.
             if run.stop.asked() || self.milestone(state, step, false)?.is_break() {
-                run.save_state(state)?;
+                run.save_state(self.learner, state)?;
                 return Ok(Ended::Stopped { step: state.step });
             }
         }
@@ -208,24 +220,16 @@ impl<'a> Training<'a> {
         Ok(Ended::Done { step: state.step })
     }
 
-    /// Forward and backward, an update where it is due, and word of it.
-    fn step(&mut self, state: &mut TrainingState, step: u32, pending: &mut Option<Grads>) -> Result<(), TrainError> {
+    /// Forward and backward of the step's micro-batches, an update where it is due, and word of it.
+    fn step(&mut self, state: &mut TrainingState, step: u32) -> Result<(), TrainError> {
         let since = Instant::now();
         let recipe = &self.run.recipe;
-        let (losses, grads) = self.gradients(state, step)?;
-        let grads = match pending.take() {
-            Some(earlier) => earlier
-                .plus(grads)
-                .map_err(|source| TrainError::Gradient { step, source })?,
-            None => grads,
-        };
-        let learning_rate = self.rates.at(state.adam.updates);
+        let learning_rate = self.rates.at(state.updates);
         let loss_scale = state.scaler.is_on().then(|| state.scaler.scale());
-        let grad_norm = if step.is_multiple_of(recipe.steps_per_update()) {
-            self.update(state, step, &grads)?
-        } else {
-            *pending = Some(grads);
-            None
+        let (losses, updated) = self.learn(state, step)?;
+        let grad_norm = match updated {
+            Some(updated) => self.updated(state, step, updated)?,
+            None => None,
         };
         self.run.emit(EventKind::Step {
             step,
@@ -243,116 +247,137 @@ impl<'a> Training<'a> {
         })
     }
 
-    /// Forward and backward of the step's micro-batches: their mean loss and, of all that an update adds up, their share
-    /// of the mean gradient.
-    fn gradients(&mut self, state: &TrainingState, step: u32) -> Result<(Losses, Grads), TrainError> {
+    /// The step's micro-batches: their mean loss, and what the update came to, where the last of them makes one. Each
+    /// adds its share to the mean gradient.
+    fn learn(&mut self, state: &TrainingState, step: u32) -> Result<(Losses, Option<Updated>), TrainError> {
         let recipe = &self.run.recipe;
         let learns_text = self.learns_text(step);
-        let vars = trained(&state.vars, learns_text);
-        let scale = state.scaler.scale();
-        let share = 1.0 / (f64::from(recipe.gradient_accumulation_steps) * scale);
-        let failed = |source: GradError| TrainError::Gradient { step, source };
+        let share = 1.0 / recipe.gradient_accumulation_steps as f32;
+        let update = step
+            .is_multiple_of(recipe.steps_per_update())
+            .then(|| self.next_update(state, step));
         let per_step = u64::from(recipe.micro_batches_per_step());
         let first = u64::from(step - 1) * per_step;
-        let (mut all, mut sum): (Vec<Losses>, Option<Grads>) = (Vec::new(), None);
+        let (mut all, mut updated) = (Vec::new(), None);
         for number in first..first + per_step {
-            let batch = self.objective.batch(self.cache.draw(number))?;
-            let context = self.contexts.of(&batch, learns_text)?;
-            let (loss, losses) = loss::loss(&self.learner.unet, &context, &batch)?;
+            let batch = self.objective.batch(self.cache.draw(number, self.learner)?)?;
+            let context = match learns_text {
+                true => None,
+                false => Some(self.contexts.of(&mut self.learner.networks, &batch)?),
+            };
+            let weights: Vec<f32> = batch.weights().iter().map(|weight| share * weight).collect();
+            let timesteps: Vec<f32> = batch.timesteps.iter().map(|t| *t as f32).collect();
+            let micro_batch = Step {
+                dims: batch.dims,
+                noisy: &batch.noisy,
+                timesteps: &timesteps,
+                prompts: match &context {
+                    None => Prompts::Ids(&batch.ids),
+                    Some(states) => Prompts::States(states),
+                },
+                target: &batch.target,
+                weights: &weights,
+                loss_scale: state.scaler.scale(),
+                accumulate: self.pending,
+            };
+            let is_last = number + 1 == first + per_step;
+            let told = self
+                .learner
+                .networks
+                .train(&micro_batch, update.as_ref().filter(|_| is_last))?;
+            self.pending = told.updated.is_none();
+            updated = told.updated;
+            let losses = batch.losses(&told.losses);
             if !losses.total.is_finite() && !state.scaler.is_on() {
                 let source = ScaleError::NotANumber;
                 return Err(TrainError::Diverged { step, source });
             }
             self.mean_loss.add(losses.total, batch.rows());
             all.push(losses);
-            let loss = if scale == 1.0 { loss } else { (loss * scale)? };
-            let grads = Grads::take(&vars, loss.backward()?, share).map_err(failed)?;
-            sum = Some(match sum {
-                Some(earlier) => earlier.plus(grads).map_err(failed)?,
-                None => grads,
-            });
         }
-        let sum = sum.ok_or_else(|| candle_core::Error::Msg("a step has no micro-batches".into()))?;
-        Ok((Losses::mean(&all), sum))
+        Ok((Losses::mean(&all), updated))
     }
 
-    /// Clips and updates. The norm before clipping, or nothing when a gradient overflowed and the update was left out.
-    fn update(&mut self, state: &mut TrainingState, step: u32, grads: &Grads) -> Result<Option<f64>, TrainError> {
-        let failed = |source: GradError| TrainError::Gradient { step, source };
+    fn next_update(&self, state: &TrainingState, step: u32) -> Update {
         let recipe = &self.run.recipe;
-        let norm = grads.norm().map_err(failed)?;
-        let overflowed = !norm.is_finite();
-        state
-            .scaler
-            .updated(overflowed)
-            .map_err(|source| TrainError::Diverged { step, source })?;
+        let factor = self.rates.factor(state.updates);
+        let of_text = recipe.text_encoder_learning_rate.unwrap_or(recipe.learning_rate);
+        let mut learning_rates = BTreeMap::from([(Group::UNet, recipe.learning_rate * factor)]);
+        if self.learns_text(step) {
+            learning_rates.insert(Group::TextEncoder, of_text * factor);
+        }
+        Update {
+            learning_rates,
+            max_grad_norm: recipe.clip_norm(),
+            loss_scale: state.scaler.scale(),
+            number: state.updates + 1,
+        }
+    }
+
+    /// Takes note of an update. The norm before clipping, or nothing when a gradient overflowed and it was left out.
+    fn updated(&mut self, state: &mut TrainingState, step: u32, updated: Updated) -> Result<Option<f64>, TrainError> {
+        let diverged = |source| TrainError::Diverged { step, source };
+        state.scaler.updated(updated.skipped).map_err(diverged)?;
         state.step = step;
         state.mean_loss = self.mean_loss;
-        if overflowed {
+        if updated.skipped {
             self.run.tell_skipped(state.scaler.skipped())?;
             return Ok(None);
         }
         if !self.checked {
-            grads.check(|name| self.may_be_zero(name)).map_err(failed)?;
+            let learns_text = self.learns_text(step);
+            let (levels, side_px) = (self.levels(), self.side_px);
+            let learns = |param: &Param| learns_text || param.group != Group::TextEncoder;
+            gradients::check(&mut self.learner.networks, learns, |name| {
+                may_be_zero(name, levels, side_px)
+            })
+            .map_err(|source| TrainError::Gradient { step, source })?;
             self.checked = true;
         }
-        let factor = self.rates.factor(state.adam.updates);
-        let rate = |name: &str| {
-            let own = recipe
-                .text_encoder_learning_rate
-                .filter(|_| name.starts_with(TEXT_ENCODER));
-            own.unwrap_or(recipe.learning_rate) * factor
-        };
-        let vars = trained(&state.vars, self.learns_text(step));
-        let clip = clip_factor(norm, recipe.clip_norm());
-        state.adam.update(&vars, grads, rate, clip).map_err(failed)?;
+        state.updates += 1;
         if let Some(ema) = &mut state.ema {
-            ema.follow(&state.vars, state.adam.updates)?;
+            ema.follow(&mut self.learner.networks, state.updates)?;
         }
-        Ok(Some(norm))
+        Ok(Some(updated.grad_norm))
+    }
+
+    fn levels(&self) -> u32 {
+        self.learner.base().unet_config.block_out_channels.len() as u32
     }
 
     /// Whether the text encoder learns in the update that `step` is part of.
     fn learns_text(&self, step: u32) -> bool {
         let recipe = &self.run.recipe;
         let first = (step - 1) / recipe.steps_per_update() * recipe.steps_per_update();
-        self.learner.trains_text_encoder && recipe.stop_text_encoder_at.is_none_or(|stop| first < stop)
+        self.learner.trains_text_encoder() && recipe.stop_text_encoder_at.is_none_or(|stop| first < stop)
     }
 
-    /// Parameters that rightly get no gradient: a key projection's bias shifts all scores of a query alike, and where
-    /// the deepest level is a single place, self-attention there has nothing to choose from. Softmax hides both.
-    fn may_be_zero(&self, name: &str) -> bool {
-        let levels = self.learner.unet.config().block_out_channels.len() as u32;
-        let single = self.side_px / LATENT_PX as u32 <= 1 << levels.saturating_sub(1);
-        let chooses = name.contains(".attn1.to_q.") || name.contains(".attn1.to_k.");
-        name.ends_with("k_proj.bias") || (single && name.starts_with("unet.mid_block.") && chooses)
-    }
-
-    fn save_if_due(&self, state: &TrainingState) -> Result<(), TrainError> {
+    fn save_if_due(&mut self, state: &TrainingState) -> Result<(), TrainError> {
         let recipe = &self.run.recipe;
         let every = recipe.checkpointing_steps;
         // Updates may come less often than saves are asked for: the first one after is taken.
         let window = recipe.steps_per_update();
         let due = every > 0 && state.step % every < window && state.step >= every;
         if due || state.step == recipe.max_train_steps {
-            self.run.save_state(state)?;
+            self.run.save_state(self.learner, state)?;
         }
         Ok(())
     }
 
     /// Samples, and in the tutorial's way a folder, where `step` is due for them.
-    fn milestone(&self, state: &mut TrainingState, step: u32, keep: bool) -> Result<ControlFlow<()>, TrainError> {
+    fn milestone(&mut self, state: &mut TrainingState, step: u32, keep: bool) -> Result<ControlFlow<()>, TrainError> {
         let run = self.run;
         let last = step == run.recipe.max_train_steps;
         let draws = run.sample_steps().contains(&step);
         let folders = export::folders_due(run, step);
         if draws || !folders.is_empty() {
-            let drawn = state.with_averages(|state| {
-                if draws && self.samples(step, keep)?.is_break() {
+            let (meters, side_px) = (&self.meters, self.side_px);
+            let drawn = state.with_averages(self.learner, |learner, _| {
+                if draws && sample(run, learner, meters.as_ref(), step, side_px, keep)?.is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
                 for folder in &folders {
-                    export::save_folder(run, folder, self.learner, state)?;
+                    export::save_folder(run, folder, learner)?;
                 }
                 Ok(ControlFlow::Continue(()))
             })?;
@@ -365,58 +390,50 @@ impl<'a> Training<'a> {
         }
         Ok(run.go_on())
     }
+}
 
-    /// A round of samples, and what the meters say of it.
-    fn samples(&self, step: u32, keep: bool) -> Result<ControlFlow<()>, TrainError> {
-        let run = self.run;
-        run.phase(Phase::Sampling)?;
-        if samples::round(run, self.learner, step, self.side_px, keep)?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-        match &self.meters {
-            Some(meters) => meters.read(run, self.learner, step),
-            None => Ok(ControlFlow::Continue(())),
-        }
+/// A round of samples, and what the meters say of it.
+fn sample(
+    run: &Run,
+    learner: &mut Learner,
+    meters: Option<&Meters>,
+    step: u32,
+    side_px: u32,
+    keep: bool,
+) -> Result<ControlFlow<()>, TrainError> {
+    run.phase(Phase::Sampling)?;
+    if samples::round(run, learner, step, side_px, keep)?.is_break() {
+        return Ok(ControlFlow::Break(()));
+    }
+    match meters {
+        Some(meters) => meters.read(run, learner, step),
+        None => Ok(ControlFlow::Continue(())),
     }
 }
 
-/// Those of the variables that a step changes.
-fn trained(vars: &BTreeMap<String, Var>, learns_text: bool) -> BTreeMap<String, Var> {
-    let all = vars
-        .iter()
-        .filter(|(name, _)| learns_text || !name.starts_with(TEXT_ENCODER));
-    all.map(|(name, var)| (name.clone(), var.clone())).collect()
+/// Parameters that rightly get no gradient: a key projection's bias shifts all scores of a query alike, and where
+/// the deepest level is a single place, self-attention there has nothing to choose from. Softmax hides both.
+fn may_be_zero(name: &str, levels: u32, side_px: u32) -> bool {
+    let single = side_px / LATENT_PX as u32 <= 1 << levels.saturating_sub(1);
+    let chooses = name.contains(".attn1.to_q.") || name.contains(".attn1.to_k.");
+    name.ends_with("k_proj.bias") || (single && name.starts_with("unet.mid_block.") && chooses)
 }
 
-/// `torch.nn.utils.clip_grad_norm_`'s factor. A limit of 0 clips nothing.
-pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
-    if max_norm > 0.0 {
-        (max_norm / (norm + 1e-6)).min(1.0)
-    } else {
-        1.0
-    }
-}
-
-/// The text encoder's states of prompts: computed each step while it learns, once from when it does not.
-struct Contexts<'a> {
-    learner: &'a Learner,
+/// The states of prompts from a text encoder that learns no more: each is computed once.
+#[derive(Default)]
+struct Contexts {
     known: BTreeMap<Vec<u32>, Tensor>,
 }
 
-impl Contexts<'_> {
+impl Contexts {
     /// `[rows, tokens, width]`
-    fn of(&mut self, batch: &Batch, learns_text: bool) -> Result<Tensor, TrainError> {
-        let device = self.learner.device();
-        if learns_text {
-            return Ok(self.learner.text_encoder.forward(&loss::ids(batch, device)?)?);
-        }
+    fn of(&mut self, networks: &mut Networks, batch: &Batch) -> Result<Tensor, TrainError> {
         let mut states = Vec::new();
         for row in batch.ids.chunks_exact(batch.tokens()) {
             let state = match self.known.get(row) {
                 Some(state) => state.clone(),
                 None => {
-                    let one = Tensor::from_slice(row, (1, row.len()), device)?;
-                    let state = self.learner.text_encoder.forward(&one)?.detach();
+                    let state = networks.text(row, 1, 1)?;
                     self.known.insert(row.to_vec(), state.clone());
                     state
                 }

@@ -1,20 +1,21 @@
 //! A run as the world sees it: its folder, its log, whether it may go on.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use app::background::AlphaBackground;
 use app::event::{EventKind, Phase};
 use app::recipe::{Precision, Recipe};
-use candle_core::Device;
 use sha2::{Digest, Sha256};
 
 use super::error::TrainError;
 use super::export::TutorialFolders;
 use super::latents::{Noticed, Pictures};
+use super::learner::Learner;
 use super::state::{self, TrainingState};
 use super::stop::Stop;
-use crate::dataset::{self, DatasetError};
-use crate::device;
+use crate::dataset::{self, DatasetError, Reading, Stray};
+use crate::device::{self, Device};
 use crate::events::EventLog;
 use crate::tokenizer::Tokenizer;
 
@@ -29,6 +30,8 @@ pub struct Run {
     pub stop: Stop,
     pub device: Device,
     pub results: Results,
+    /// Where class images of earlier jobs are, and this one's are kept.
+    pub class_image_cache: Option<PathBuf>,
 }
 
 /// In what form a run leaves its model.
@@ -75,7 +78,7 @@ impl Run {
         let rewound_to = resume.as_ref().map(|resume| resume.step);
         self.emit(EventKind::Started {
             trainer: device::build().into(),
-            device: device::describe(&self.device).name,
+            device: self.device.describe().name,
             rewound_to: rewound_to.or_else(|| self.log.continues().then_some(0)),
         })?;
         match (&resume, &self.recipe.resume_from_checkpoint) {
@@ -127,51 +130,40 @@ impl Run {
         for sentence in recipe.unused() {
             self.warn("no_effect", sentence)?;
         }
-        if self.precision() != recipe.mixed_precision {
-            self.warn(
-                "mixed_precision",
-                "the CPU trains in full precision whatever mixed_precision says".into(),
-            )?;
-        }
-        let kept = [
-            (
-                recipe.use_8bit_adam,
-                "use_8bit_adam has no effect yet: moments are kept in 32 bits",
-            ),
-            (
-                recipe.gradient_checkpointing,
-                "gradient_checkpointing has no effect yet: activations are kept",
-            ),
-        ];
-        for (_, sentence) in kept.into_iter().filter(|(asked, _)| *asked) {
-            self.warn("no_effect", format!("{sentence}, which takes more memory"))?;
-        }
+        let message = match (self.precision(), recipe.mixed_precision) {
+            (precision, wanted) if precision == wanted => return Ok(()),
+            (Precision::No, _) => "the CPU trains in full precision whatever mixed_precision says",
+            (Precision::Bf16, _) => "the GPU computes in bf16 over exact f32 weights; strict_tutorial computes in f32",
+            (Precision::Fp16, Precision::Bf16) => "this GPU has no bf16; it computes in fp16 over exact f32 weights",
+            (Precision::Fp16, _) => "the GPU computes in fp16 over exact f32 weights; strict_tutorial computes in f32",
+        };
+        self.warn("mixed_precision", message.into())?;
         Ok(())
     }
 
     /// What training computes in.
     pub(super) fn precision(&self) -> Precision {
-        match self.device {
-            Device::Cpu => Precision::No,
-            _ => self.recipe.mixed_precision,
-        }
+        let recipe = &self.recipe;
+        self.device.precision(recipe.mixed_precision, recipe.strict_tutorial)
     }
 
     /// Reads every photo once before anything slow starts, so that a damaged one is named at once.
     pub(super) fn check_photos(&self) -> Result<(), TrainError> {
+        let reading = Reading::of(&self.recipe);
         for concept in &self.recipe.concepts {
             let folder = self.data_folder.join(&concept.instance_data_dir);
             let listing = dataset::list(&folder)?;
-            for stray in &listing.strays {
-                self.warn(
-                    "not_a_photo",
-                    format!("{} is not a photo and is left out", stray.display()),
-                )?;
+            for Stray { path, why } in &listing.strays {
+                let message = format!("{} {why}; it is left out", path.display());
+                self.warn("not_a_photo", message)?;
             }
             for path in &listing.photos {
-                dataset::read_photo(path)?;
+                let photo = dataset::read_photo(path, reading)?;
+                if photo.had_alpha {
+                    self.tell_alpha(path, reading.background)?;
+                }
                 if self.recipe.read_prompts_from_txts {
-                    dataset::read_caption(path)?;
+                    dataset::read_caption(path, self.recipe.strict_tutorial)?;
                 }
             }
             if listing.photos.is_empty() {
@@ -181,14 +173,18 @@ impl Run {
         Ok(())
     }
 
+    fn tell_alpha(&self, path: &Path, background: AlphaBackground) -> Result<(), TrainError> {
+        let what = match background {
+            AlphaBackground::Drop => "what lies below them is trained on".to_owned(),
+            color => format!("they are laid on {color}"),
+        };
+        self.warn(
+            "transparent",
+            format!("{} has transparent parts; {what}", path.display()),
+        )
+    }
+
     pub(super) fn tell_noticed(&self, noticed: &Noticed) -> Result<(), TrainError> {
-        for path in &noticed.dropped_alpha {
-            let message = format!(
-                "{} has transparent parts; what lies below them was trained on",
-                path.display()
-            );
-            self.warn("transparent", message)?;
-        }
         noticed.cut_prompts.iter().try_for_each(|cut| self.tell_cut(cut))
     }
 
@@ -225,11 +221,12 @@ impl Run {
         )
     }
 
-    pub(super) fn tell_plan(&self, state: &TrainingState, pictures: &Pictures) -> Result<(), TrainError> {
+    pub(super) fn tell_plan(&self, learner: &Learner, pictures: &Pictures) -> Result<(), TrainError> {
+        let trained = learner.networks.trained();
         self.emit(EventKind::Plan {
             steps: self.recipe.max_train_steps,
-            trained_parameters: state.vars.values().map(|v| v.elem_count() as u64).sum(),
-            trained_tensors: state.vars.len() as u32,
+            trained_parameters: trained.iter().map(|(_, param)| param.len() as u64).sum(),
+            trained_tensors: trained.len() as u32,
             photos: pictures.photos() as u32,
             class_images: pictures.class_images() as u32,
             micro_batches_per_step: self.recipe.micro_batches_per_step(),
@@ -257,8 +254,8 @@ impl Run {
     }
 
     /// Puts the state on disk, then says so.
-    pub(super) fn save_state(&self, state: &TrainingState) -> Result<(), TrainError> {
-        state.save(&self.folder, &self.recipe_sha256())?;
+    pub(super) fn save_state(&self, learner: &mut Learner, state: &TrainingState) -> Result<(), TrainError> {
+        state.save(&mut learner.networks, &self.folder, &self.recipe_sha256())?;
         if let Some(limit) = self.recipe.checkpoints_total_limit {
             state::keep(&self.folder, state.step, limit as usize)?;
         }

@@ -15,7 +15,13 @@ use crate::schedulers::SamplerKind;
 ///
 /// # Errors
 /// When drawing or writing fails.
-pub fn round(run: &Run, learner: &Learner, step: u32, side_px: u32, keep: bool) -> Result<ControlFlow<()>, TrainError> {
+pub fn round(
+    run: &Run,
+    learner: &mut Learner,
+    step: u32,
+    side_px: u32,
+    keep: bool,
+) -> Result<ControlFlow<()>, TrainError> {
     let plan = &run.recipe.samples;
     let request = SampleRequest {
         prompt: plan.save_sample_prompt.clone(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::Range;
 
+use super::adapter::Adapter;
 use super::ir::{Activation, Group, Kind, Op, Param, ParamId, ParamTable, Program, Shift, Value, ValueId, Window};
 use super::verify::{ProgramError, verify};
 
@@ -26,6 +27,7 @@ pub struct Scope {
     path: String,
     group: Group,
     trained: bool,
+    adapter: Option<Adapter>,
 }
 
 impl Scope {
@@ -35,6 +37,36 @@ impl Scope {
             path: prefix.to_string(),
             group,
             trained,
+            adapter: None,
+        }
+    }
+
+    /// Attention projections get `adapter`, which is trained whatever happens to the weights themselves.
+    pub fn with_adapter(mut self, adapter: Option<Adapter>) -> Self {
+        self.adapter = adapter;
+        self
+    }
+
+    pub fn adapter(&self) -> Option<Adapter> {
+        self.adapter
+    }
+
+    /// Where trained weights are that belong to this scope's network.
+    pub(super) fn of_adapter(&self, name: impl Display) -> Self {
+        Self {
+            trained: true,
+            adapter: None,
+            ..self.at(name)
+        }
+    }
+
+    /// A frozen weight that a whole network's adapters share, under a path of its own.
+    pub(super) fn of_all_adapters(&self, path: &str) -> Self {
+        Self {
+            trained: false,
+            adapter: None,
+            path: path.to_string(),
+            ..*self
         }
     }
 
@@ -55,13 +87,6 @@ impl Scope {
 pub enum Bias {
     None,
     Own,
-}
-
-/// A low-rank addition to a linear layer: `y = base(x) + up(down(x))`. Its scale is 1 (alpha equals the rank); another
-/// is multiplied into `up` when it is loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Adapter {
-    pub rank: usize,
 }
 
 /// What a [`Builder`] wrote.
@@ -238,26 +263,6 @@ impl<'t> Builder<'t> {
         let w = self.weight(scope, "weight", &[outputs, 1, 1, self.channels(x)]);
         let bias = self.bias(scope, Bias::Own, outputs);
         self.emit_linear(x, w, bias, residual, outputs)
-    }
-
-    /// [`Self::linear`], and what `adapter` adds to it.
-    pub fn adapted(
-        &mut self,
-        x: ValueId,
-        scope: &Scope,
-        outputs: usize,
-        bias: Bias,
-        residual: Option<ValueId>,
-        adapter: Option<Adapter>,
-    ) -> ValueId {
-        let base = self.linear(x, scope, outputs, bias, residual);
-        let Some(Adapter { rank }) = adapter else { return base };
-        let scope = Scope {
-            trained: true,
-            ..scope.clone()
-        };
-        let low = self.linear(x, &scope.at("lora_A"), rank, Bias::None, None);
-        self.linear(low, &scope.at("lora_B"), outputs, Bias::None, Some(base))
     }
 
     fn emit_linear(

@@ -1,5 +1,6 @@
 //! Networks as lists of instructions, and the devices that run them.
 
+pub mod adapter;
 pub mod autodiff;
 pub mod builder;
 pub mod cpu;

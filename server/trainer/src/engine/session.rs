@@ -87,7 +87,8 @@ pub trait Session: Send {
 
     fn write(&mut self, program: ProgramId, input: &str, data: Data) -> Result<()>;
     fn run(&mut self, program: ProgramId) -> Result<()>;
-    /// Runs `program`, then updates from the gradients it left. On a GPU one captured graph.
+    /// Runs `program`, then updates from the gradients that it and those before it left since the last update. On a GPU
+    /// one captured graph.
     fn run_and_update(&mut self, program: ProgramId, update: &Update) -> Result<Updated>;
     /// In f32, row-major.
     fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>>;

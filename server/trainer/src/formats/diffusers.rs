@@ -123,6 +123,21 @@ fn read_json(path: &Path) -> Result<Value, ModelError> {
     })
 }
 
+/// A tokenizer's own folder, or the one in a model's folder, as `--tokenizer_name` names it.
+///
+/// # Errors
+/// When there is none, or its files cannot be read.
+pub fn load_tokenizer(path: &Path) -> Result<TokenizerFiles, ModelError> {
+    let folders = [path.to_owned(), path.join("tokenizer")];
+    let found = folders.iter().find(|folder| folder.join("vocab.json").is_file());
+    let folder = found.ok_or_else(|| ModelError::Lacks {
+        path: path.into(),
+        which: "tokenizer that --tokenizer_name asks for",
+        names: "vocab.json and merges.txt".into(),
+    })?;
+    tokenizer_files(folder)
+}
+
 /// The folder's tokenizer, or CLIP's where there is none.
 fn tokenizer_files(folder: &Path) -> Result<TokenizerFiles, ModelError> {
     let mut files = TokenizerFiles::clip();
@@ -178,11 +193,15 @@ pub fn save_diffusers(folder: &Path, weights: &ModelWeights, width: Width) -> Re
         })
     });
     write_json(&tokenizer.join("special_tokens_map.json"), &special_tokens)?;
+    write_json(
+        &folder.join("feature_extractor/preprocessor_config.json"),
+        &image_processor(),
+    )?;
     let scheduler = config.scheduler["_class_name"].as_str().unwrap_or("PNDMScheduler");
     let index = json!({
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
-        "feature_extractor": [null, null],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
         "requires_safety_checker": false,
         "safety_checker": [null, null],
         "scheduler": ["diffusers", scheduler],
@@ -194,6 +213,24 @@ pub fn save_diffusers(folder: &Path, weights: &ModelWeights, width: Width) -> Re
     write_json(&folder.join("model_index.json"), &index)
 }
 
+/// CLIP's preparation of pictures, which diffusers' pipelines name even where nothing uses it (Radford et al. 2021).
+fn image_processor() -> Value {
+    json!({
+        "crop_size": { "height": 224, "width": 224 },
+        "do_center_crop": true,
+        "do_convert_rgb": true,
+        "do_normalize": true,
+        "do_rescale": true,
+        "do_resize": true,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "rescale_factor": 1.0 / 255.0,
+        "size": { "shortest_edge": 224 },
+    })
+}
+
 fn write_tensors(path: &Path, tensors: &Tensors, width: Width) -> Result<(), ModelError> {
     let outgoing: Vec<Outgoing> = tensors
         .iter()
@@ -201,6 +238,7 @@ fn write_tensors(path: &Path, tensors: &Tensors, width: Width) -> Result<(), Mod
             name: name.clone(),
             dtype: match width {
                 Width::Half => candle_core::DType::F16,
+                Width::Single => candle_core::DType::F32,
                 Width::Full => tensor.dtype(),
             },
             shape: tensor.dims().to_vec(),

@@ -1,4 +1,4 @@
-//! Models on disk: diffusers folders and original single files, read and written.
+//! Models on disk: diffusers folders, original single files and LoRA files, read and written.
 //!
 //! Reading never executes anything and checks every tensor's name and shape against the configuration; writing gives
 //! the same bytes for the same model, and a file has its name only once it is whole and reads back.
@@ -8,6 +8,7 @@ mod atomic;
 mod configs;
 mod diffusers;
 mod error;
+mod lora;
 mod open_clip;
 mod pickle;
 mod safetensors_out;
@@ -21,8 +22,9 @@ mod weights;
 use std::path::Path;
 
 pub use configs::{ConfigFiles, Configs};
-pub use diffusers::save_diffusers;
+pub use diffusers::{load_tokenizer, save_diffusers};
 pub use error::ModelError;
+pub use lora::{Lora, LowRank, load_lora, save_lora};
 pub use single_file::{Container, Width, save_single_file};
 pub use tensor_file::{Entry, TensorFile};
 pub use weights::{ModelWeights, Tensors};

@@ -11,7 +11,7 @@ use super::atomic::Out;
 use super::error::ModelError;
 use super::single_file::{Outgoing, bytes_of};
 
-/// At most one metadata entry: the library keeps several in no certain order.
+/// The header is the library's, but for the metadata, which it would write in no certain order.
 pub(super) fn write(
     path: &Path,
     out: &mut Out,
@@ -43,9 +43,13 @@ pub(super) fn write(
         ));
         offset = end;
     }
-    let metadata = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect());
-    let header = Metadata::new(metadata, infos).map_err(unsound)?;
-    let mut header = serde_json::to_vec(&header).map_err(|e| unsound(e.into()))?;
+    let unwritten = |source: serde_json::Error| unsound(source.into());
+    let mut header = serde_json::to_vec(&Metadata::new(None, infos).map_err(unsound)?).map_err(unwritten)?;
+    if !metadata.is_empty() {
+        let metadata = serde_json::to_string(metadata).map_err(unwritten)?;
+        let comma = if outgoing.is_empty() { "" } else { "," };
+        header.splice(1..1, format!("\"__metadata__\":{metadata}{comma}").into_bytes());
+    }
     header.resize(header.len().next_multiple_of(8), b' ');
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
     out.write_all(&header).map_err(failed)?;

@@ -19,6 +19,8 @@ use crate::tokenizer::TokenizerFiles;
 pub enum Width {
     /// All f16, the tutorial's `--half`.
     Half,
+    /// All f32.
+    Single,
     /// Each tensor as it is in memory.
     Full,
 }
@@ -220,6 +222,7 @@ pub fn save_single_file(
 fn outgoing(weights: &ModelWeights, width: Width) -> candle_core::Result<Vec<Outgoing>> {
     let dtype = |tensor: &Tensor| match width {
         Width::Half => DType::F16,
+        Width::Single => DType::F32,
         Width::Full => tensor.dtype(),
     };
     let as_open_clip = open_clip::is_open_clip(&weights.text_encoder_config);

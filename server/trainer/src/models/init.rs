@@ -5,13 +5,11 @@ use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 
-use super::{
-    config::{TextEncoderConfig, UNetConfig, VaeConfig},
-    params::{ParamError, Params, Weights},
-    text_encoder::ClipTextModel,
-    unet::UNet2DConditionModel,
-    vae::AutoencoderKl,
-};
+use super::config::{TextEncoderConfig, UNetConfig, VaeConfig};
+use super::params::{ParamError, Weights};
+use crate::engine::layout::checkpoint_dims;
+use crate::engine::nets::error::Result;
+use crate::engine::nets::programs::Plan;
 
 /// One of the three networks.
 #[derive(Clone, Copy, Debug)]
@@ -21,22 +19,32 @@ pub enum ModelConfig<'a> {
     Vae(&'a VaeConfig),
 }
 
-/// Every weight's path and shape. The models themselves are asked, so that there is one list and not two.
-pub fn parameter_shapes(config: ModelConfig) -> Result<Vec<(String, Vec<usize>)>, ParamError> {
-    let params = Params::recorder();
+/// Every weight's path and shape. The networks themselves are asked, so that there is one list and not two.
+///
+/// # Errors
+/// When the configuration asks for what there is none of.
+pub fn parameter_shapes(config: ModelConfig) -> Result<Vec<(String, Vec<usize>)>> {
+    let mut plan = Plan::default();
     match config {
-        ModelConfig::UNet(config) => drop(UNet2DConditionModel::new(config, &params)?),
-        ModelConfig::TextEncoder(config) => drop(ClipTextModel::new(config, &params)?),
-        ModelConfig::Vae(config) => drop(AutoencoderKl::new(config, &params)?),
+        ModelConfig::UNet(config) => plan.unet = Some(config.clone()),
+        ModelConfig::TextEncoder(config) => plan.text_encoder = Some(config.clone()),
+        ModelConfig::Vae(config) => plan.vae = Some(config.clone()),
     }
-    Ok(params.recorded())
+    let named = plan.params()?.params.into_iter().filter_map(|param| {
+        let (_network, path) = param.name.split_once('.')?;
+        Some((path.to_string(), checkpoint_dims(&param.dims)))
+    });
+    Ok(named.collect())
 }
 
 /// Weights (f32, CPU) to train a model from. A weight's values depend on `seed` and its path alone.
 ///
 /// The last layer of each residual branch and of the network starts at zero, so that the network starts as the
 /// identity and its first steps are calm; CLIP's start is its paper's.
-pub fn random_weights(config: ModelConfig, seed: u64) -> Result<Weights, ParamError> {
+///
+/// # Errors
+/// As [`parameter_shapes`].
+pub fn random_weights(config: ModelConfig, seed: u64) -> Result<Weights> {
     let std_of = |path: &str, shape: &[usize]| match config {
         ModelConfig::TextEncoder(config) => clip_std(path, config),
         ModelConfig::UNet(_) => conv_std(path, shape, &[".conv2", ".proj_out", "conv_out"]),
@@ -103,6 +111,10 @@ fn clip_std(path: &str, config: &TextEncoderConfig) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::cpu::CpuSession;
+    use crate::engine::nets::networks::Networks;
+    use crate::engine::nets::programs::Part;
+    use crate::engine::session::{Moments, OptimizerSettings};
 
     fn text_config() -> TextEncoderConfig {
         serde_json::from_str(
@@ -112,15 +124,30 @@ mod tests {
         .unwrap()
     }
 
+    /// Networks with fresh weights on the CPU.
+    fn fresh(plan: Plan, part: Part, config: ModelConfig) -> Networks {
+        let settings = OptimizerSettings {
+            moments: Moments::F32,
+            beta1: 0.9,
+            beta2: 0.999,
+            weight_decay: 0.,
+            epsilon: 1e-8,
+        };
+        let session = CpuSession::new(plan.params().unwrap(), settings).unwrap();
+        let mut networks = Networks::new(plan, Box::new(session));
+        networks.load(part, &random_weights(config, 3).unwrap()).unwrap();
+        networks
+    }
+
     #[test]
     fn a_fresh_model_has_every_weight_and_takes_it() {
         let config = text_config();
-        let weights = random_weights(ModelConfig::TextEncoder(&config), 1).unwrap();
-        let params = Params::frozen(&weights, candle_core::DType::F32, &Device::Cpu).unwrap();
-        let model = ClipTextModel::new(&config, &params).unwrap();
-        params.finish().unwrap();
-        let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
-        assert_eq!(model.forward(&ids).unwrap().dims(), [1, 3, 16]);
+        let plan = Plan {
+            text_encoder: Some(config.clone()),
+            ..Plan::default()
+        };
+        let mut model = fresh(plan, Part::TextEncoder, ModelConfig::TextEncoder(&config));
+        assert_eq!(model.text(&[1, 2, 3], 1, 1).unwrap().dims(), [1, 3, 16]);
     }
 
     #[test]
@@ -146,13 +173,14 @@ mod tests {
         let config = sd2_unet();
         let shapes = parameter_shapes(ModelConfig::UNet(&config)).unwrap();
         assert!(shapes.contains(&("down_blocks.0.attentions.0.proj_in.weight".to_string(), vec![16, 16])));
-        let weights = random_weights(ModelConfig::UNet(&config), 3).unwrap();
-        let params = Params::trainable(&weights, candle_core::DType::F32, &Device::Cpu).unwrap();
-        let model = UNet2DConditionModel::new(&config, &params).unwrap();
-        params.finish().unwrap();
+        let plan = Plan {
+            unet: Some(config.clone()),
+            ..Plan::default()
+        };
+        let mut model = fresh(plan, Part::UNet, ModelConfig::UNet(&config));
         let ones = |shape: &[usize]| Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
         let prediction = model
-            .forward(&ones(&[2, 4, 7, 5]), &ones(&[2]), &ones(&[2, 3, 24]))
+            .predict(&ones(&[2, 4, 7, 5]), &[1., 1.], &ones(&[2, 3, 24]))
             .unwrap();
         assert_eq!(prediction.dims(), [2, 4, 7, 5]);
         assert_eq!(

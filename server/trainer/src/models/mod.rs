@@ -1,15 +1,8 @@
-//! The networks: U-Net, CLIP text encoder and VAE, a file per block, with diffusers' parameter paths.
+//! What a model is: its configuration, its weights by diffusers' paths, and first weights for one that is to be trained from
+//! nothing. The networks themselves are in `engine/nets/`.
 
 pub mod config;
 mod init;
-mod layers;
 pub mod params;
-pub mod probe;
-mod resnet;
-pub mod text_encoder;
-mod transformer;
-pub mod unet;
-mod unet_blocks;
-pub mod vae;
 
 pub use init::{ModelConfig, parameter_shapes, random_weights};

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use candle_core::Device;
 use clap::{Args, ValueEnum};
 
 use super::{Part, PretrainError, autoencoder, diffusion};
+use crate::device::Device;
 
 /// Train the starter model from nothing
 #[derive(Debug, Args)]

@@ -8,13 +8,23 @@ pub mod cli;
 pub mod data;
 pub mod diffusion;
 mod feed;
-mod optimizer;
 pub mod starter;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
+use crate::device::Device;
+use crate::dreambooth::TrainError;
+use crate::dreambooth::ema::Ema;
+use crate::dreambooth::scaler::LossScaler;
+use crate::dreambooth::state::{self, MeanLoss, TrainingState};
+use crate::engine::ir::Group;
+use crate::engine::nets::error::NetworkError;
+use crate::engine::nets::networks::Networks;
+use crate::engine::nets::programs::{self, Plan};
+use crate::engine::session::{EngineError, Moments, OptimizerSettings, Update, Updated};
+use crate::models::params::Weights;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PretrainError {
@@ -30,8 +40,12 @@ pub enum PretrainError {
     NoAutoencoder { path: PathBuf },
     #[error("the loss is {loss} after update {update}")]
     NotFinite { loss: f32, update: u64 },
-    #[error("the model's weights")]
-    Params(#[from] crate::models::params::ParamError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("the state of the training")]
+    State(#[source] Box<TrainError>),
     #[error("a tensor operation failed")]
     Tensor(#[from] candle_core::Error),
     #[error("the tokenizer failed")]
@@ -62,6 +76,112 @@ impl Part {
     }
 }
 
+/// AdamW without decay.
+const OPTIMIZER: OptimizerSettings = OptimizerSettings {
+    moments: Moments::F32,
+    beta1: 0.9,
+    beta2: 0.999,
+    weight_decay: 0.0,
+    epsilon: 1e-8,
+};
+
+/// Networks that learn, and the running average of their weights.
+struct Student {
+    networks: Networks,
+    average: Ema,
+    updates: u64,
+    /// For its saved state.
+    folder: PathBuf,
+}
+
+impl Student {
+    /// Fresh weights, or those of the state that was saved in `folder`.
+    fn new(
+        plan: Plan,
+        weights: &[(programs::Part, &Weights)],
+        average_decay: f64,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<Self, PretrainError> {
+        let session = device.session(plan.params()?, OPTIMIZER, app::recipe::Precision::No)?;
+        let mut networks = Networks::new(plan, session);
+        for (part, weights) in weights {
+            networks.load(*part, weights)?;
+        }
+        let mut student = Self {
+            average: Ema::new(average_decay, &mut networks)?,
+            networks,
+            updates: 0,
+            folder: folder.to_owned(),
+        };
+        let path = state::state_path(folder);
+        if path.is_file() {
+            let mut state = student.state();
+            state.restore(&mut student.networks, &path).map_err(failed)?;
+            student.updates = state.updates;
+            student.average = state.ema.unwrap_or(student.average);
+        }
+        Ok(student)
+    }
+
+    fn state(&self) -> TrainingState {
+        TrainingState {
+            step: u32::try_from(self.updates).unwrap_or(u32::MAX),
+            updates: self.updates,
+            scaler: LossScaler::new(app::recipe::Precision::No),
+            ema: Some(self.average.clone()),
+            mean_loss: MeanLoss::default(),
+        }
+    }
+
+    /// Everything a later run needs to go on.
+    fn save(&mut self) -> Result<(), PretrainError> {
+        let state = self.state();
+        state.save(&mut self.networks, &self.folder, "").map_err(failed)
+    }
+
+    /// The next update.
+    fn update(&self, groups: &[Group], learning_rate: f64) -> Update {
+        let rates = groups.iter().map(|group| (*group, learning_rate));
+        Update {
+            learning_rates: rates.collect::<BTreeMap<_, _>>(),
+            max_grad_norm: 1.0,
+            loss_scale: 1.0,
+            number: self.updates + 1,
+        }
+    }
+
+    /// Takes note of an update.
+    fn updated(&mut self, loss: f32, updated: Updated) -> Result<(), PretrainError> {
+        self.updates += 1;
+        if updated.skipped || !loss.is_finite() {
+            let update = self.updates;
+            return Err(PretrainError::NotFinite { loss, update });
+        }
+        Ok(self.average.follow(&mut self.networks, self.updates)?)
+    }
+
+    /// The averaged weights of a network.
+    fn averaged(&mut self, part: programs::Part) -> Result<Weights, PretrainError> {
+        self.average.exchange(&mut self.networks)?;
+        let weights = self.networks.weights(part);
+        self.average.exchange(&mut self.networks)?;
+        Ok(weights?)
+    }
+}
+
+fn failed(source: TrainError) -> PretrainError {
+    PretrainError::State(Box::new(source))
+}
+
+/// Half a cosine from `base` to a tenth of it, after a short warm-up.
+fn cosine(base: f64, update: u64, total: u64) -> f64 {
+    const WARMUP: f64 = 200.0;
+    let done = (update as f64 / total.max(1) as f64).min(1.0);
+    let shape = 0.1 + 0.9 * 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+    base * shape * ((update as f64 + 1.0) / WARMUP).min(1.0)
+}
+
 /// Mean of the losses since the last line, and how fast it goes.
 struct Diary {
     name: &'static str,
@@ -78,7 +198,7 @@ impl Diary {
         }
     }
 
-    fn note(&mut self, update: u64, loss: f32, norm: f32) {
+    fn note(&mut self, update: u64, loss: f32, norm: f64) {
         const EVERY: u64 = 100;
         self.losses.push(loss);
         if !update.is_multiple_of(EVERY) {

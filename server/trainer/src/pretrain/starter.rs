@@ -4,13 +4,14 @@
 //! their rows of the embedding are still the first random ones: only the rows that training moved are stored, and
 //! the others are drawn again from the seed when the model is loaded.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::PretrainError;
+use crate::engine::nets::error::NetworkError;
 use crate::models::config::{HeadCount, SchedulerConfig, TextEncoderConfig, UNetConfig, VaeConfig};
 use crate::models::params::{ParamError, Weights};
 use crate::models::{ModelConfig, random_weights};
@@ -75,32 +76,25 @@ pub fn text_encoder_config() -> TextEncoderConfig {
     }
 }
 
-/// Writes the diffusers folder. `trained` names are prefixed `unet.` and `text_encoder.`; `first_text` are the text
-/// encoder's first weights, to tell which rows moved.
+/// Writes the diffusers folder. `first_text` are the text encoder's first weights, to tell which rows moved.
 pub(super) fn write(
     folder: &Path,
     vae: &Weights,
-    trained: &BTreeMap<String, Tensor>,
+    unet: &Weights,
+    mut text: Weights,
     scaling_factor: f64,
     first_text: &Weights,
 ) -> Result<(), PretrainError> {
-    let part = |prefix: &str| -> Weights {
-        let named = trained
-            .iter()
-            .filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone())));
-        named.collect()
-    };
     let vae_config = VaeConfig {
         scaling_factor,
         ..vae_config()
     };
-    let mut text = part("text_encoder.");
     pack_token_rows(&mut text, first_text)?;
     let weights_name = "diffusion_pytorch_model.safetensors";
     save(
         &folder.join("unet"),
         weights_name,
-        &part("unet."),
+        unet,
         &json!(unet_config()),
         "UNet2DConditionModel",
     )?;
@@ -184,7 +178,7 @@ fn pack_token_rows(text: &mut Weights, first: &Weights) -> candle_core::Result<(
 ///
 /// # Errors
 /// When the stored rows do not fit the embedding.
-pub fn unpack_token_rows(text: &mut Weights, config: &TextEncoderConfig) -> Result<(), ParamError> {
+pub fn unpack_token_rows(text: &mut Weights, config: &TextEncoderConfig) -> Result<(), NetworkError> {
     let (Some(rows), Some(values)) = (text.remove(STORED_ROWS), text.remove(STORED_VALUES)) else {
         return Ok(());
     };

@@ -43,10 +43,13 @@ impl Runner for ChildRunner {
                 .create(true)
                 .append(true)
                 .open(folder.path().join("trainer.log"))?;
-            let mut child = Command::new(&trainer.path)
-                .arg("job")
-                .arg("--dir")
-                .arg(folder.path())
+            let mut command = Command::new(&trainer.path);
+            command.arg("job").arg("--dir").arg(folder.path());
+            // Above DATA/jobs/ID.
+            if let Some(data) = folder.path().ancestors().nth(2) {
+                command.arg("--class_image_cache").arg(data.join("class-images"));
+            }
+            let mut child = command
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(log)

@@ -1,7 +1,8 @@
 //! Every instruction's gradient, and how gradients meet, against central differences of the forward.
 
 use super::*;
-use crate::engine::builder::{Adapter, Bias, Builder, Scope};
+use crate::engine::adapter::Adapter;
+use crate::engine::builder::{Bias, Builder, Scope};
 use crate::engine::ir::{Activation, Group, Kind, Shift, Window};
 use crate::engine::plan::plan;
 use crate::engine::testing::Case;
@@ -155,8 +156,9 @@ fn gradients_meet_in_every_order() {
 fn an_adapter_trains_on_a_frozen_layer() {
     let case = Case::new(|b, w| {
         let x = wanted(b, w, "d x", &[2, 3, 5]);
-        let frozen = Scope::new("unet", Group::UNet, false).at("to_q");
-        b.adapted(x, &frozen, 4, Bias::Own, None, Some(Adapter { rank: 2 }))
+        let adapter = Some(Adapter { rank: 2, alpha: 2. });
+        let frozen = Scope::new("unet", Group::UNet, false).with_adapter(adapter);
+        b.adapted(x, &frozen.at("to_q"), 4, Bias::Own, None)
     });
     case.check(10);
     let names: Vec<_> = case.gradients(&case.program(false, false)).into_keys().collect();

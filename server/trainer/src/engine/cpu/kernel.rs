@@ -385,11 +385,6 @@ impl Drop for Scratch {
     }
 }
 
-/// An output that every element will be written of. In tests it starts as NaN, so that a forgotten one shows.
-pub(crate) fn output(len: usize) -> Vec<f32> {
-    if cfg!(test) { vec![f32::NAN; len] } else { vec![0.; len] }
-}
-
 /// Defines a function whose body is compiled twice: for any processor, and for AVX2, which is taken where there is
 /// one. Both give the same bits, since Rust neither reorders nor contracts floating-point arithmetic.
 macro_rules! vectorized {

@@ -25,6 +25,8 @@ pub struct CpuSession {
     optimizer: Optimizer,
     programs: Vec<Compiled>,
     arena: Memory,
+    /// Weights with gradients that no update has used.
+    learnt: BTreeSet<ParamId>,
 }
 
 struct Compiled {
@@ -49,6 +51,7 @@ impl CpuSession {
             optimizer: Optimizer::new(optimizer),
             programs: vec![],
             arena: Memory::default(),
+            learnt: BTreeSet::new(),
             params,
         })
     }
@@ -72,15 +75,17 @@ impl CpuSession {
             };
             step.execute(op)?;
         }
+        self.learnt.extend(&compiled.trains);
         Ok(())
     }
 
-    /// Every weight that `update` changes has to have got a gradient.
+    /// Every weight that `update` changes has to have got a gradient, from `program` or one before it.
     fn check_trains(&self, program: ProgramId, update: &Update) -> Result<()> {
         let trains = &self.programs[program.0].trains;
+        let gets = |id| trains.contains(&id) || self.learnt.contains(&id);
         for (index, param) in self.params.params.iter().enumerate() {
             let updated = param.trained && update.learning_rates.contains_key(&param.group);
-            if updated && !trains.contains(&ParamId(index as u32)) {
+            if updated && !gets(ParamId(index as u32)) {
                 return Err(EngineError::Device {
                     what: format!("`{}` cannot be updated", param.name),
                     why:
@@ -176,6 +181,7 @@ impl Session for CpuSession {
         self.check_trains(program, update)?;
         rayon::scope(|_| {
             self.execute(program)?;
+            self.learnt.clear();
             (self.optimizer).update(&self.params, &mut self.weights, &self.gradients, update)
         })
     }

@@ -1,6 +1,8 @@
 //! The networks as instructions: U-Net, CLIP text encoder and VAE, a file per block, with diffusers' parameter paths.
 
+pub mod error;
 pub mod networks;
+pub mod programs;
 mod resnet;
 pub mod text_encoder;
 mod transformer;

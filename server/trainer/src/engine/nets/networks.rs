@@ -5,304 +5,55 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::text_encoder::text_encoder;
-use super::unet::{UNetInputs, sinusoids, unet, unet_middle};
-use super::vae::{self, LatentDistribution};
-use crate::engine::autodiff::{AutodiffError, Backward, backward};
-use crate::engine::builder::{BuildError, Builder, Scope};
-use crate::engine::ir::{Group, Kind, Param, ParamId, ParamTable, Program, ValueId};
+use super::error::Result;
+use super::programs::{Map, Part, Plan, Task};
+use super::unet::sinusoids;
+use super::vae::LatentDistribution;
+use crate::engine::adapter::{is_of_adapter, pairs};
+use crate::engine::ir::{Param, ParamId, ParamTable};
 use crate::engine::layout::{channels_first, channels_last, checkpoint_dims};
-use crate::engine::session::{Data, EngineError, ProgramId, Session, Update, Updated};
-use crate::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
+use crate::engine::session::{Data, ProgramId, Session, Update, Updated};
+use crate::formats::{Lora, LowRank};
+use crate::models::config::VaeConfig;
 use crate::models::params::{ParamError, Weights, is_not_a_weight};
 
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    #[error(transparent)]
-    Param(#[from] ParamError),
-    #[error(transparent)]
-    Build(#[from] BuildError),
-    #[error(transparent)]
-    Autodiff(#[from] AutodiffError),
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
-    #[error("this session holds no {0}")]
-    NotHeld(&'static str),
-}
-
-pub type Result<T> = std::result::Result<T, NetworkError>;
-
-/// A network of a session, with its own weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    UNet,
-    TextEncoder,
-    /// Encodes photos and, where there is no other, decodes.
-    Vae,
-    /// Decodes.
-    OtherVae,
-    /// A second U-Net, down to the deepest level, that stays as it was.
-    Eye,
-}
-
-impl Part {
-    /// What its weights' names start with.
-    pub fn prefix(self) -> &'static str {
-        match self {
-            Self::UNet => "unet",
-            Self::TextEncoder => "text_encoder",
-            Self::Vae => "vae",
-            Self::OtherVae => "other_vae",
-            Self::Eye => "eye",
-        }
-    }
-}
-
-/// Which networks a session is to hold, and which of them learn.
-#[derive(Clone, Debug, Default)]
-pub struct Plan {
-    pub unet: Option<UNetConfig>,
-    pub trains_unet: bool,
-    pub text_encoder: Option<TextEncoderConfig>,
-    pub trains_text_encoder: bool,
-    pub vae: Option<VaeConfig>,
-    pub other_vae: Option<VaeConfig>,
-    pub eye: bool,
-    /// Inner values of blocks are computed again in the backward (gradient checkpointing).
-    pub recompute: bool,
-}
-
-/// A program and the shape that it was written for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Task {
-    Text {
-        rows: usize,
-        tokens: usize,
-        clip_skip: usize,
-    },
-    Predict {
-        map: Map,
-        tokens: usize,
-    },
-    Middle {
-        map: Map,
-        tokens: usize,
-    },
-    Encode {
-        map: Map,
-    },
-    Decode {
-        part: Part,
-        map: Map,
-    },
-    Train {
-        map: Map,
-        tokens: usize,
-        accumulate: bool,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Map {
-    rows: usize,
-    height: usize,
-    width: usize,
-}
-
-impl Map {
-    /// Of `[rows, channels, height, width]`.
-    fn of(tensor: &Tensor) -> Result<Self> {
-        let (rows, _, height, width) = tensor.dims4()?;
-        Ok(Self { rows, height, width })
-    }
-
-    fn dims(self, channels: usize) -> [usize; 4] {
-        [self.rows, self.height, self.width, channels]
-    }
-}
-
-/// What one step of training reads.
+/// What one step of training reads. Maps lie channels first.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a> {
-    /// `[rows, 4, h, w]`, and so `target`.
-    pub noisy: &'a Tensor,
+    /// Channels, height and width of a row.
+    pub dims: [usize; 3],
+    /// `[rows, c, h, w]`, and so `target`.
+    pub noisy: &'a [f32],
     pub timesteps: &'a [f32],
     pub prompts: Prompts<'a>,
-    pub target: &'a Tensor,
+    pub target: &'a [f32],
     /// Of each row's mean squared error in the loss.
     pub weights: &'a [f32],
-    pub loss_scale: f32,
+    pub loss_scale: f64,
+    /// Gradients are added to those of the step before.
+    pub accumulate: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub enum Prompts<'a> {
     /// Token ids `[rows, tokens]`, for a text encoder that learns.
-    Ids(&'a Tensor),
+    Ids(&'a [u32]),
     /// The states of one that does not, `[rows, tokens, width]`.
     States(&'a Tensor),
+}
+
+/// What a step of training tells.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// Mean squared error of each row.
+    pub losses: Vec<f32>,
+    pub updated: Option<Updated>,
 }
 
 pub struct Networks {
     session: Box<dyn Session>,
     plan: Plan,
     programs: BTreeMap<Task, ProgramId>,
-}
-
-impl Plan {
-    /// Every weight of the networks, in an order that does not change.
-    ///
-    /// # Errors
-    /// When a configuration asks for what there is none of.
-    pub fn params(&self) -> Result<ParamTable> {
-        let mut table = ParamTable::default();
-        // Any shape will do: weights do not depend on it. Sides of 8 latents have room for four levels.
-        let map = Map {
-            rows: 1,
-            height: 8,
-            width: 8,
-        };
-        let mut tasks = Vec::new();
-        if self.unet.is_some() {
-            tasks.push(Task::Predict { map, tokens: 1 });
-        }
-        if self.text_encoder.is_some() {
-            let (rows, tokens, clip_skip) = (1, 1, 1);
-            tasks.push(Task::Text {
-                rows,
-                tokens,
-                clip_skip,
-            });
-        }
-        if self.vae.is_some() {
-            tasks.extend([Task::Encode { map }, Task::Decode { part: Part::Vae, map }]);
-        }
-        if self.other_vae.is_some() {
-            let part = Part::OtherVae;
-            tasks.push(Task::Decode { part, map });
-        }
-        if self.eye {
-            tasks.push(Task::Middle { map, tokens: 1 });
-        }
-        for task in tasks {
-            self.write(task, &mut table)?;
-        }
-        Ok(table)
-    }
-
-    fn scope(&self, part: Part) -> Scope {
-        let (group, trained) = match part {
-            Part::UNet => (Group::UNet, self.trains_unet),
-            Part::Eye => (Group::UNet, false),
-            Part::TextEncoder => (Group::TextEncoder, self.trains_text_encoder),
-            Part::Vae | Part::OtherVae => (Group::Vae, false),
-        };
-        Scope::new(part.prefix(), group, trained)
-    }
-
-    fn held<T>(of: &Option<T>, name: &'static str) -> Result<T>
-    where
-        T: Clone,
-    {
-        of.clone().ok_or(NetworkError::NotHeld(name))
-    }
-
-    /// Registers weights that `table` does not have yet.
-    fn write(&self, task: Task, table: &mut ParamTable) -> Result<Program> {
-        if let Task::Train {
-            map,
-            tokens,
-            accumulate,
-        } = task
-        {
-            return self.write_training(map, tokens, accumulate, table);
-        }
-        let mut b = Builder::new(table);
-        let output = match task {
-            Task::Text {
-                rows,
-                tokens,
-                clip_skip,
-            } => {
-                let ids = b.input("ids", &[rows, tokens], Kind::Ids);
-                let config = Self::held(&self.text_encoder, "text encoder")?;
-                text_encoder(&mut b, &config, ids, clip_skip, &self.scope(Part::TextEncoder))?
-            }
-            Task::Predict { map, tokens } => {
-                let config = Self::held(&self.unet, "U-Net")?;
-                let context = activation_input(&mut b, "context", &[map.rows, tokens, config.cross_attention_dim]);
-                let inputs = unet_inputs(&mut b, &config, map, context);
-                unet(&mut b, &config, None, inputs, &self.scope(Part::UNet))?
-            }
-            Task::Middle { map, tokens } => {
-                let config = Self::held(&self.unet, "U-Net")?;
-                let context = activation_input(&mut b, "context", &[map.rows, tokens, config.cross_attention_dim]);
-                let inputs = unet_inputs(&mut b, &config, map, context);
-                unet_middle(&mut b, &config, inputs, &self.scope(Part::Eye))?
-            }
-            Task::Encode { map } => {
-                let config = Self::held(&self.vae, "VAE")?;
-                let images = activation_input(&mut b, "images", &map.dims(config.in_channels));
-                vae::encode(&mut b, &config, images, &self.scope(Part::Vae))?
-            }
-            Task::Decode { part, map } => {
-                let of = if part == Part::OtherVae {
-                    &self.other_vae
-                } else {
-                    &self.vae
-                };
-                let config = Self::held(of, "VAE")?;
-                let z = activation_input(&mut b, "z", &map.dims(config.latent_channels));
-                vae::decode(&mut b, &config, z, &self.scope(part))?
-            }
-            Task::Train { .. } => return Err(NetworkError::NotHeld("loss in a drawing")),
-        };
-        let output = b.cast(output, Kind::F32);
-        b.output("output", output);
-        Ok(b.finish()?.program)
-    }
-
-    fn write_training(&self, map: Map, tokens: usize, accumulate: bool, table: &mut ParamTable) -> Result<Program> {
-        let mut b = Builder::new(table);
-        let config = Self::held(&self.unet, "U-Net")?;
-        let context = if self.trains_text_encoder {
-            let ids = b.input("ids", &[map.rows, tokens], Kind::Ids);
-            let config = Self::held(&self.text_encoder, "text encoder")?;
-            text_encoder(&mut b, &config, ids, 1, &self.scope(Part::TextEncoder))?
-        } else {
-            activation_input(&mut b, "context", &[map.rows, tokens, config.cross_attention_dim])
-        };
-        let inputs = unet_inputs(&mut b, &config, map, context);
-        let predicted = unet(&mut b, &config, None, inputs, &self.scope(Part::UNet))?;
-        let target = b.input("target", &map.dims(config.out_channels), Kind::F32);
-        let weights = b.input("weights", &[map.rows], Kind::F32);
-        let scale = b.input("scale", &[1], Kind::F32);
-        let (losses, dpredicted) = b.mse(predicted, target, weights, scale);
-        b.output("losses", losses);
-        let forward = b.finish()?;
-        let options = Backward {
-            accumulate,
-            recompute: self.recompute,
-            wanted: &[],
-        };
-        Ok(backward(forward, table, &[(predicted, dpredicted)], options)?)
-    }
-}
-
-/// An F32 input, in the kind that the device computes in.
-fn activation_input(b: &mut Builder, name: &str, dims: &[usize]) -> ValueId {
-    let input = b.input(name, dims, Kind::F32);
-    b.cast(input, Kind::Activation)
-}
-
-fn unet_inputs(b: &mut Builder, config: &UNetConfig, map: Map, context: ValueId) -> UNetInputs {
-    let first = config.block_out_channels.first().copied().unwrap_or(0);
-    UNetInputs {
-        latents: activation_input(b, "latents", &map.dims(config.in_channels)),
-        time: activation_input(b, "time", &[map.rows, first]),
-        context,
-    }
 }
 
 impl Networks {
@@ -319,12 +70,12 @@ impl Networks {
         &mut *self.session
     }
 
-    pub fn params(&self) -> &ParamTable {
-        self.session.params()
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
-    pub fn trains_text_encoder(&self) -> bool {
-        self.plan.trains_text_encoder
+    pub fn params(&self) -> &ParamTable {
+        self.session.params()
     }
 
     /// The weights that training changes.
@@ -346,10 +97,9 @@ impl Networks {
         for index in 0..self.params().params.len() {
             let id = ParamId(index as u32);
             let param = self.params().get(id).clone();
-            let Some(path) = param.name.strip_prefix(&prefix) else {
+            let Some(path) = path_in(&prefix, &param) else {
                 continue;
             };
-            let path = path.to_string();
             let Some(tensor) = unread.remove(&path) else {
                 return Err(ParamError::Missing { path }.into());
             };
@@ -370,24 +120,59 @@ impl Networks {
         Err(ParamError::Unused { paths }.into())
     }
 
-    /// A weight as it is now, as checkpoints have it.
+    /// Gives adapters their first values. Needed once, where the plan has any and no state is restored.
     ///
     /// # Errors
     /// What the device answers.
-    pub fn weight(&mut self, id: ParamId) -> Result<Tensor> {
-        let dims = checkpoint_dims(&self.params().get(id).dims);
-        let values = self.session.weight(id)?;
-        Ok(weight_from_engine(values, &dims)?)
+    pub fn start_adapters(&mut self, seed: u64) -> Result<()> {
+        match self.plan.adapter {
+            Some(adapter) => Ok(adapter.start(&mut *self.session, seed)?),
+            None => Ok(()),
+        }
     }
 
-    /// A weight's gradient as the last step left it, as checkpoints have the weight.
+    /// What the adapters add to the networks now; `None` where the plan has none.
     ///
     /// # Errors
     /// What the device answers.
-    pub fn gradient(&mut self, id: ParamId) -> Result<Tensor> {
+    pub fn lora(&mut self) -> Result<Option<Lora>> {
+        let Some(adapter) = self.plan.adapter else {
+            return Ok(None);
+        };
+        let mut lora = Lora::default();
+        for (layer, pair) in pairs(self.params()) {
+            let low_rank = LowRank {
+                down: self.weight(pair.down)?,
+                up: self.weight(pair.up)?,
+                alpha: adapter.alpha,
+            };
+            lora.layers.insert(layer, low_rank);
+        }
+        Ok(Some(lora))
+    }
+
+    /// As a checkpoint has it.
+    fn weight(&mut self, id: ParamId) -> Result<Tensor> {
         let dims = checkpoint_dims(&self.params().get(id).dims);
-        let values = self.session.gradient(id)?;
-        Ok(weight_from_engine(values, &dims)?)
+        Ok(weight_from_engine(self.session.weight(id)?, &dims)?)
+    }
+
+    /// A network's own weights as they are now, without what adapters add to them, by diffusers' paths.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn weights(&mut self, part: Part) -> Result<Weights> {
+        let prefix = format!("{}.", part.prefix());
+        let mut weights = Weights::new();
+        for index in 0..self.params().params.len() {
+            let id = ParamId(index as u32);
+            let param = self.params().get(id);
+            let Some(path) = path_in(&prefix, param) else {
+                continue;
+            };
+            weights.insert(path, self.weight(id)?);
+        }
+        Ok(weights)
     }
 
     fn program(&mut self, task: Task) -> Result<ProgramId> {
@@ -395,26 +180,25 @@ impl Networks {
             return Ok(id);
         }
         let mut table = self.session.params().clone();
-        let program = self.plan.write(task, &mut table)?;
+        let program = self.plan.program(task, &mut table)?;
         let id = self.session.compile(program)?;
         self.programs.insert(task, id);
         Ok(id)
     }
 
-    /// `ids` u32 `[rows, tokens]` to `[rows, tokens, width]`; `clip_skip` counts from 1, which takes the last layer.
+    /// `ids` `[rows, tokens]` to `[rows, tokens, width]`; `clip_skip` counts from 1, which takes the last layer.
     ///
     /// # Errors
     /// What the device answers.
-    pub fn text(&mut self, ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
-        let (rows, tokens) = ids.dims2()?;
-        let clip_skip = clip_skip.max(1);
-        let width = Plan::held(&self.plan.text_encoder, "text encoder")?.hidden_size;
+    pub fn text(&mut self, ids: &[u32], rows: usize, clip_skip: usize) -> Result<Tensor> {
+        let (tokens, clip_skip) = (ids.len() / rows.max(1), clip_skip.max(1));
+        let width = self.plan.text_encoder()?.hidden_size;
         let program = self.program(Task::Text {
             rows,
             tokens,
             clip_skip,
         })?;
-        self.write_ids(program, ids)?;
+        self.session.write(program, "ids", Data::Ids(ids))?;
         self.session.run(program)?;
         let states = self.session.read(program, "output")?;
         Ok(Tensor::from_vec(states, (rows, tokens, width), &Device::Cpu)?)
@@ -426,33 +210,32 @@ impl Networks {
     /// # Errors
     /// What the device answers.
     pub fn predict(&mut self, latents: &Tensor, timesteps: &[f32], context: &Tensor) -> Result<Tensor> {
-        let map = Map::of(latents)?;
-        let program = self.program(Task::Predict {
-            map,
-            tokens: context.dim(1)?,
-        })?;
-        self.write_unet_inputs(program, latents, timesteps)?;
-        self.session.write(program, "context", Data::F32(&values(context)?))?;
-        self.session.run(program)?;
-        self.read_map(program, map)
+        let (map, tokens) = (Map::of(latents)?, context.dim(1)?);
+        let program = self.program(Task::Predict { map, tokens })?;
+        self.run_unet(program, latents, timesteps, context)?;
+        self.read_map(program, "output", map)
     }
 
-    /// What the eye makes of `latents` at its deepest level, `[rows, width, h / 8, w / 8]`, averaged over pixels:
-    /// `[rows, width]`.
+    /// What the eye makes of `latents` at its deepest level, averaged over pixels: `[rows, width]`.
     ///
     /// # Errors
     /// What the device answers.
     pub fn look(&mut self, latents: &Tensor, timesteps: &[f32], context: &Tensor) -> Result<Tensor> {
         let (map, tokens) = (Map::of(latents)?, context.dim(1)?);
         let program = self.program(Task::Middle { map, tokens })?;
-        self.write_unet_inputs(program, latents, timesteps)?;
-        self.session.write(program, "context", Data::F32(&values(context)?))?;
-        self.session.run(program)?;
+        self.run_unet(program, latents, timesteps, context)?;
         let features = self.session.read(program, "output")?;
-        let config = Plan::held(&self.plan.unet, "U-Net")?;
-        let width = config.block_out_channels.last().copied().unwrap_or(1);
+        let width = self.plan.unet()?.block_out_channels.last().copied().unwrap_or(1);
         let pixels = features.len() / map.rows / width;
         Ok(Tensor::from_vec(features, (map.rows, pixels, width), &Device::Cpu)?.mean(1)?)
+    }
+
+    fn run_unet(&mut self, program: ProgramId, latents: &Tensor, timesteps: &[f32], context: &Tensor) -> Result<()> {
+        let [channels, height, width] = row_dims(latents)?;
+        self.write_map(program, "latents", &values(latents)?, [channels, height, width])?;
+        self.write_time(program, timesteps)?;
+        self.session.write(program, "context", Data::F32(&values(context)?))?;
+        Ok(self.session.run(program)?)
     }
 
     /// `images` `[rows, 3, h, w]` in -1 to 1.
@@ -462,17 +245,10 @@ impl Networks {
     pub fn encode(&mut self, images: &Tensor) -> Result<LatentDistribution> {
         let map = Map::of(images)?;
         let program = self.program(Task::Encode { map })?;
-        self.write_map(program, "images", images)?;
+        self.write_map(program, "images", &values(images)?, row_dims(images)?)?;
         self.session.run(program)?;
-        let config = Plan::held(&self.plan.vae, "VAE")?;
-        let scale = 1 << (config.block_out_channels.len() - 1);
-        let latents = Map {
-            rows: map.rows,
-            height: map.height / scale,
-            width: map.width / scale,
-        };
-        let moments = self.read_map(program, latents)?;
-        Ok(LatentDistribution::new(&moments)?)
+        let latents = map.smaller(scale(self.plan.vae(Part::Vae)?));
+        Ok(LatentDistribution::new(&self.read_map(program, "output", latents)?)?)
     }
 
     /// `z` `[rows, 4, h, w]`, already divided by the scaling factor, to `[rows, 3, 8 h, 8 w]` around -1 to 1, with the
@@ -481,46 +257,66 @@ impl Networks {
     /// # Errors
     /// What the device answers.
     pub fn decode(&mut self, z: &Tensor) -> Result<Tensor> {
-        let (part, config) = match &self.plan.other_vae {
-            Some(other) => (Part::OtherVae, other.clone()),
-            None => (Part::Vae, Plan::held(&self.plan.vae, "VAE")?),
-        };
-        let map = Map::of(z)?;
+        let (part, map) = (self.plan.decoder(), Map::of(z)?);
         let program = self.program(Task::Decode { part, map })?;
-        self.write_map(program, "z", z)?;
+        self.write_map(program, "z", &values(z)?, row_dims(z)?)?;
         self.session.run(program)?;
-        let scale = 1 << (config.block_out_channels.len() - 1);
-        let images = Map {
-            rows: map.rows,
-            height: map.height * scale,
-            width: map.width * scale,
-        };
-        self.read_map(program, images)
+        let images = map.larger(scale(self.plan.vae(part)?));
+        self.read_map(program, "output", images)
     }
 
-    /// Loss and gradients of one micro-batch, and with `update` the change of the weights. `accumulate`: gradients are
-    /// added to those of the step before. The mean squared error of each row comes back.
+    /// Gradients of the decoder's weights, and of `z`, from that of [`Self::decode`]'s answer.
     ///
     /// # Errors
     /// What the device answers.
-    pub fn train(&mut self, step: &Step, accumulate: bool, update: Option<&Update>) -> Result<Trained> {
-        let map = Map::of(step.noisy)?;
+    pub fn decode_backward(&mut self, z: &Tensor, doutput: &Tensor) -> Result<Tensor> {
+        let map = Map::of(z)?;
+        let program = self.program(Task::DecodeGrad { map })?;
+        self.write_map(program, "z", &values(z)?, row_dims(z)?)?;
+        self.write_map(program, "d output", &values(doutput)?, row_dims(doutput)?)?;
+        self.session.run(program)?;
+        self.read_map(program, "d z", map)
+    }
+
+    /// Gradients of the encoder's weights, from those of its means and log-variances `[rows, 8, h / 8, w / 8]`, and an
+    /// update of all weights that got gradients since the last one.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn encode_backward(&mut self, images: &Tensor, dmoments: &Tensor, update: &Update) -> Result<Updated> {
+        let program = self.program(Task::EncodeGrad { map: Map::of(images)? })?;
+        self.write_map(program, "images", &values(images)?, row_dims(images)?)?;
+        self.write_map(program, "d output", &values(dmoments)?, row_dims(dmoments)?)?;
+        Ok(self.session.run_and_update(program, update)?)
+    }
+
+    /// Loss and gradients of one micro-batch, and with `update` the change of the weights. The mean squared error of
+    /// each row comes back.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn train(&mut self, step: &Step, update: Option<&Update>) -> Result<Trained> {
+        let (rows, [_, height, width]) = (step.timesteps.len(), step.dims);
         let tokens = match step.prompts {
-            Prompts::Ids(tensor) | Prompts::States(tensor) => tensor.dim(1)?,
+            Prompts::Ids(ids) => ids.len() / rows.max(1),
+            Prompts::States(states) => states.dim(1)?,
         };
         let program = self.program(Task::Train {
-            map,
+            map: Map { rows, height, width },
             tokens,
-            accumulate,
+            learns_text: matches!(step.prompts, Prompts::Ids(_)),
+            accumulate: step.accumulate,
         })?;
         match step.prompts {
-            Prompts::Ids(ids) => self.write_ids(program, ids)?,
+            Prompts::Ids(ids) => self.session.write(program, "ids", Data::Ids(ids))?,
             Prompts::States(states) => self.session.write(program, "context", Data::F32(&values(states)?))?,
         }
-        self.write_unet_inputs(program, step.noisy, step.timesteps)?;
-        self.write_map(program, "target", step.target)?;
+        self.write_map(program, "latents", step.noisy, step.dims)?;
+        self.write_time(program, step.timesteps)?;
+        self.write_map(program, "target", step.target, step.dims)?;
         self.session.write(program, "weights", Data::F32(step.weights))?;
-        self.session.write(program, "scale", Data::F32(&[step.loss_scale]))?;
+        let scale = step.loss_scale as f32;
+        self.session.write(program, "scale", Data::F32(&[scale]))?;
         let updated = match update {
             Some(update) => Some(self.session.run_and_update(program, update)?),
             None => {
@@ -532,45 +328,52 @@ impl Networks {
         Ok(Trained { losses, updated })
     }
 
-    fn write_unet_inputs(&mut self, program: ProgramId, latents: &Tensor, timesteps: &[f32]) -> Result<()> {
-        let time = sinusoids(&Plan::held(&self.plan.unet, "U-Net")?, timesteps);
-        self.session.write(program, "time", Data::F32(&time))?;
-        self.write_map(program, "latents", latents)
+    fn write_time(&mut self, program: ProgramId, timesteps: &[f32]) -> Result<()> {
+        let time = sinusoids(self.plan.unet()?, timesteps);
+        Ok(self.session.write(program, "time", Data::F32(&time))?)
     }
 
-    fn write_ids(&mut self, program: ProgramId, ids: &Tensor) -> Result<()> {
-        let ids = ids.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<u32>()?;
-        Ok(self.session.write(program, "ids", Data::Ids(&ids))?)
-    }
-
-    fn write_map(&mut self, program: ProgramId, input: &str, map: &Tensor) -> Result<()> {
-        let (_, channels, height, width) = map.dims4()?;
-        let values = channels_last(&values(map)?, channels, height * width);
+    fn write_map(
+        &mut self,
+        program: ProgramId,
+        input: &str,
+        values: &[f32],
+        [channels, height, width]: [usize; 3],
+    ) -> Result<()> {
+        let values = channels_last(values, channels, height * width);
         Ok(self.session.write(program, input, Data::F32(&values))?)
     }
 
-    fn read_map(&mut self, program: ProgramId, map: Map) -> Result<Tensor> {
-        let values = self.session.read(program, "output")?;
+    fn read_map(&mut self, program: ProgramId, output: &str, map: Map) -> Result<Tensor> {
+        let values = self.session.read(program, output)?;
         let pixels = map.height * map.width;
         let channels = values.len() / (map.rows * pixels);
         let values = channels_first(&values, channels, pixels);
-        Ok(Tensor::from_vec(
-            values,
-            (map.rows, channels, map.height, map.width),
-            &Device::Cpu,
-        )?)
+        let dims = (map.rows, channels, map.height, map.width);
+        Ok(Tensor::from_vec(values, dims, &Device::Cpu)?)
     }
 }
 
-/// What a step of training tells.
-#[derive(Clone, Debug)]
-pub struct Trained {
-    /// Mean squared error of each row.
-    pub losses: Vec<f32>,
-    pub updated: Option<Updated>,
+/// How much smaller latents are than images, each way.
+fn scale(vae: &VaeConfig) -> usize {
+    1 << vae.block_out_channels.len().saturating_sub(1)
+}
+
+fn row_dims(map: &Tensor) -> Result<[usize; 3]> {
+    let (_, channels, height, width) = map.dims4()?;
+    Ok([channels, height, width])
+}
+
+/// A weight's path in the network of `prefix`, if it is one of its own.
+fn path_in(prefix: &str, param: &Param) -> Option<String> {
+    let path = param.name.strip_prefix(prefix)?;
+    (!is_of_adapter(&param.name)).then(|| path.to_string())
 }
 
 /// In f32, row-major.
+///
+/// # Errors
+/// When the tensor cannot be read.
 pub fn values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
     tensor
         .to_device(&Device::Cpu)?

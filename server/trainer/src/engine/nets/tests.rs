@@ -39,7 +39,7 @@ fn dreambooth(b: &mut Builder) -> crate::engine::ir::ValueId {
         b.cast(input, Kind::Activation)
     });
     let inputs = UNetInputs { latents, time, context };
-    unet(b, &unet_config(), None, inputs, &Scope::new("unet", Group::UNet, true)).unwrap()
+    unet(b, &unet_config(), inputs, &Scope::new("unet", Group::UNet, true)).unwrap()
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn the_plan_of_an_sd15_step_is_close_to_what_lives_at_once() {
         let latents = b.input("latents", &[2, 64, 64, 4], Kind::Activation);
         let time = b.input("time", &[2, 320], Kind::Activation);
         let inputs = UNetInputs { latents, time, context };
-        unet(b, &unet_config, None, inputs, &Scope::new("unet", Group::UNet, true)).unwrap()
+        unet(b, &unet_config, inputs, &Scope::new("unet", Group::UNet, true)).unwrap()
     });
     let weights: usize = case.table.params.iter().map(|param| param.len()).sum();
     assert_eq!(weights, 859_520_964 + 123_060_480);

@@ -58,16 +58,23 @@ pub fn pooled(states: &Tensor, ids: &Tensor, end_id: u32) -> candle_core::Result
         let position = ids.iter().position(|&id| id == end_id).unwrap_or(ids.len() - 1);
         states.get(row)?.get(position)
     };
-    Tensor::stack(&rows.iter().enumerate().map(pick).collect::<candle_core::Result<Vec<_>>>()?, 0)
+    Tensor::stack(
+        &rows
+            .iter()
+            .enumerate()
+            .map(pick)
+            .collect::<candle_core::Result<Vec<_>>>()?,
+        0,
+    )
 }
 
 fn layer(b: &mut Builder, config: &TextEncoderConfig, activation: Activation, x: ValueId, scope: &Scope) -> ValueId {
     let (width, eps) = (config.hidden_size, config.layer_norm_eps);
     let normed = b.layer_norm(x, &scope.at("layer_norm1"), eps);
     let own = scope.at("self_attn");
-    let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| b.linear(normed, &own.at(name), width, Bias::Own, None));
+    let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| b.adapted(normed, &own.at(name), width, Bias::Own, None));
     let attended = b.attention(qkv, config.num_attention_heads, true);
-    let x = b.linear(attended, &own.at("out_proj"), width, Bias::Own, Some(x));
+    let x = b.adapted(attended, &own.at("out_proj"), width, Bias::Own, Some(x));
     let normed = b.layer_norm(x, &scope.at("layer_norm2"), eps);
     let hidden = b.linear(normed, &scope.at("mlp.fc1"), config.intermediate_size, Bias::Own, None);
     let hidden = b.activate(activation, hidden);

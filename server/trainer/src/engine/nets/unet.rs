@@ -4,7 +4,7 @@ use super::SAME;
 use super::resnet::ResnetSettings;
 use super::transformer::TransformerSettings;
 use super::unet_blocks::{Conditioning, Level};
-use crate::engine::builder::{Adapter, Bias, Builder, Scope};
+use crate::engine::builder::{Bias, Builder, Scope};
 use crate::engine::ir::{Activation, Shift, ValueId};
 use crate::models::config::UNetConfig;
 use crate::models::params::ParamError;
@@ -34,14 +34,8 @@ struct Bottom {
 ///
 /// # Errors
 /// When the configuration asks for what there is none of.
-pub fn unet(
-    b: &mut Builder,
-    config: &UNetConfig,
-    adapter: Option<Adapter>,
-    inputs: UNetInputs,
-    scope: &Scope,
-) -> Result<ValueId, ParamError> {
-    let levels = Levels::new(config, adapter)?;
+pub fn unet(b: &mut Builder, config: &UNetConfig, inputs: UNetInputs, scope: &Scope) -> Result<ValueId, ParamError> {
+    let levels = Levels::new(config)?;
     let bottom = levels.descend(b, inputs, scope)?;
     levels.ascend(b, bottom, scope)
 }
@@ -56,17 +50,16 @@ pub fn unet_middle(
     inputs: UNetInputs,
     scope: &Scope,
 ) -> Result<ValueId, ParamError> {
-    Ok(Levels::new(config, None)?.descend(b, inputs, scope)?.hidden)
+    Ok(Levels::new(config)?.descend(b, inputs, scope)?.hidden)
 }
 
 struct Levels<'a> {
     config: &'a UNetConfig,
-    adapter: Option<Adapter>,
     first: usize,
 }
 
 impl<'a> Levels<'a> {
-    fn new(config: &'a UNetConfig, adapter: Option<Adapter>) -> Result<Self, ParamError> {
+    fn new(config: &'a UNetConfig) -> Result<Self, ParamError> {
         let widths = &config.block_out_channels;
         let Some(&first) = widths.first() else {
             return Err(unsupported("block_out_channels", "[]", "at least one level"));
@@ -75,7 +68,7 @@ impl<'a> Levels<'a> {
             let kinds = config.down_block_types.join(", ");
             return Err(unsupported("down_block_types", &kinds, "one block a level"));
         }
-        Ok(Self { config, adapter, first })
+        Ok(Self { config, first })
     }
 
     fn count(&self) -> usize {
@@ -95,7 +88,6 @@ impl<'a> Levels<'a> {
             transformer: TransformerSettings {
                 groups: self.config.norm_num_groups,
                 linear_projection: self.config.use_linear_projection,
-                adapter: self.adapter,
             },
             heads: attends.then(|| self.config.attention_head_dim.of(index)),
             channels: self.config.block_out_channels[index],

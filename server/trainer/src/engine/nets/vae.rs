@@ -12,7 +12,7 @@ use crate::models::params::ParamError;
 /// Of every norm in the VAE, the attention's included.
 const EPS: f64 = 1e-6;
 /// Bounds of the log-variance, so that its exponential stays finite.
-const LOGVAR_RANGE: (f64, f64) = (-30., 20.);
+pub const LOGVAR_RANGE: (f64, f64) = (-30., 20.);
 /// Pads right and bottom only, unlike the U-Net.
 const HALVE: Window = Window {
     kernel: 3,

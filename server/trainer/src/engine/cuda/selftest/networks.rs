@@ -78,7 +78,7 @@ pub(super) fn dreambooth(rows: usize, [height, width]: [usize; 2], tokens: usize
         let time = b.input("time", &[rows, 16], Kind::F32);
         let time = b.cast(time, Kind::Activation);
         let inputs = UNetInputs { latents, time, context };
-        let predicted = unet(b, &unet_config()?, None, inputs, &Scope::new("unet", Group::UNet, true))?;
+        let predicted = unet(b, &unet_config()?, inputs, &Scope::new("unet", Group::UNet, true))?;
         Ok((predicted, Vec::new()))
     })
 }

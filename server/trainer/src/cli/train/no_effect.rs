@@ -1,0 +1,114 @@
+//! Flags that were given and change nothing in this run. Those of the recipe alone are told by the run itself.
+
+use app::recipe::{LrScheduler, Recipe};
+
+use super::args::TrainArgs;
+
+/// A sentence for each, that says why.
+pub fn told(args: &TrainArgs, recipe: &Recipe) -> Vec<String> {
+    let cases = [
+        subjects(args, recipe),
+        training(args, recipe),
+        results(args, recipe),
+        never(args),
+    ];
+    let told = cases.into_iter().flatten().filter(|(given, _)| *given);
+    told.map(|(_, sentence)| sentence.to_owned()).collect()
+}
+
+/// Whether a sentence holds.
+type Case = (bool, &'static str);
+
+fn subjects(args: &TrainArgs, recipe: &Recipe) -> Vec<Case> {
+    let single = [args.instance_prompt.is_some(), args.instance_data_dir.is_some()];
+    let of_class = [args.class_prompt.is_some(), args.class_data_dir.is_some()];
+    let any_class = recipe
+        .concepts
+        .iter()
+        .any(|c| c.class_prompt.is_some() || c.class_data_dir.is_some());
+    vec![
+        (
+            recipe.prior.is_none() && (any_class || args.num_class_images.is_some()),
+            "class prompt, class folder and --num_class_images have no effect without --with_prior_preservation: no class \
+             images are drawn or trained on",
+        ),
+        (
+            recipe.prior.is_none() && args.prior_loss_weight.is_some(),
+            "--prior_loss_weight has no effect without --with_prior_preservation",
+        ),
+        (
+            args.concepts_list.is_some() && single.into_iter().chain(of_class).any(|given| given),
+            "the flags of a single subject have no effect beside --concepts_list",
+        ),
+        (
+            args.read_prompts_from_txts && recipe.concepts.iter().any(|c| !c.instance_prompt.is_empty()),
+            "instance prompts have no effect with --read_prompts_from_txts: each photo has its own",
+        ),
+    ]
+}
+
+fn training(args: &TrainArgs, recipe: &Recipe) -> Vec<Case> {
+    vec![
+        (
+            args.num_train_epochs.is_some() && args.max_train_steps.is_some(),
+            "--num_train_epochs has no effect beside --max_train_steps",
+        ),
+        (
+            args.scale_lr && recipe.train_batch_size == 1 && recipe.gradient_accumulation_steps == 1,
+            "--scale_lr has no effect: batch size and accumulation steps are 1",
+        ),
+        (
+            args.lr_warmup_steps.is_some_and(|steps| steps > 0) && recipe.lr_scheduler == LrScheduler::Constant,
+            "--lr_warmup_steps has no effect with --lr_scheduler constant; constant_with_warmup has one",
+        ),
+    ]
+}
+
+fn results(args: &TrainArgs, recipe: &Recipe) -> Vec<Case> {
+    let draws_samples = !recipe.samples.save_sample_prompt.trim().is_empty();
+    let of_samples = [
+        args.n_save_sample.is_some(),
+        args.save_sample_negative_prompt.is_some(),
+        args.save_guidance_scale.is_some(),
+        args.validation_steps.is_some(),
+    ];
+    vec![
+        (
+            !draws_samples && of_samples.contains(&true),
+            "the sample flags have no effect without --save_sample_prompt: no samples are drawn",
+        ),
+        (
+            args.save_infer_steps.is_some() && !draws_samples && recipe.prior.is_none(),
+            "--save_infer_steps has no effect: neither samples nor class images are drawn",
+        ),
+        (
+            args.sample_batch_size.is_some() && !draws_samples && recipe.prior.is_none(),
+            "--sample_batch_size has no effect: neither samples nor class images are drawn",
+        ),
+        (
+            args.save_min_steps > 0 && args.save_interval >= recipe.max_train_steps,
+            "--save_min_steps has no effect: --save_interval leaves no model before the last",
+        ),
+    ]
+}
+
+fn never(args: &TrainArgs) -> Vec<Case> {
+    vec![
+        (
+            args.revision.is_some(),
+            "--revision has no effect on a model that is not from the Hub",
+        ),
+        (
+            args.logging_dir.is_some(),
+            "--logging_dir has no effect: no TensorBoard files are written, every step is in .likeness/events.jsonl",
+        ),
+        (
+            args.push_to_hub || args.hub_token.is_some() || args.hub_model_id.is_some(),
+            "the --push_to_hub flags have no effect, as in the script",
+        ),
+        (
+            args.local_rank.is_some_and(|rank| rank >= 0),
+            "--local_rank has no effect: one process trains",
+        ),
+    ]
+}
