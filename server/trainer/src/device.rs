@@ -23,7 +23,7 @@ pub enum DeviceError {
 }
 
 /// An opened device.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Device {
     Cpu,
     Cuda(Arc<cuda::device::Device>),

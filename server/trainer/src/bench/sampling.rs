@@ -37,7 +37,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     for drawing in 0..DRAWINGS {
         let mut sampler = schedulers::build(SamplerKind::Ddim, false, &SchedulerConfig::default(), args.steps)?;
         let mut generator = TorchGenerator::new(drawing as u64);
-        let start = generator.randn((args.rows, 4, side, side), &Device::Cpu)?;
+        let start = generator.randn((args.rows, 4, side, side))?;
         let begin = Instant::now();
         let session = running.session();
         model.write(session, prompts_id, &prompts, 1)?;

@@ -24,6 +24,12 @@ pub(super) struct Libraries {
     pub choices: Choices,
 }
 
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Device").field("card", self.card()).field("files", &self.files).finish()
+    }
+}
+
 impl Device {
     /// The first GPU that the driver shows (`CUDA_VISIBLE_DEVICES` chooses), with its libraries.
     ///
