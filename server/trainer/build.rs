@@ -40,7 +40,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut list = String::from("&[\n");
     for (source, image) in sources.iter().zip(&images) {
         let name = source.file_stem().unwrap_or_default().to_string_lossy();
-        writeln!(list, "    ({name:?}, include_bytes!({:?})),", image.display().to_string())?;
+        writeln!(
+            list,
+            "    ({name:?}, include_bytes!({:?})),",
+            image.display().to_string()
+        )?;
     }
     list.push_str("]\n");
     Ok(std::fs::write(out.join("kernels.rs"), list)?)
@@ -57,8 +61,14 @@ fn compile(source: &Path, image: &Path) -> Result<Job, Box<dyn Error>> {
         Err(_) => "nvcc".to_owned(),
     });
     let architectures = std::env::var("LIKENESS_CUDA_ARCHS").unwrap_or_else(|_| ARCHITECTURES.to_owned());
-    let architectures: Vec<&str> = architectures.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
-    let newest = architectures.last().ok_or("LIKENESS_CUDA_ARCHS names no compute capability")?;
+    let architectures: Vec<&str> = architectures
+        .split(',')
+        .map(str::trim)
+        .filter(|one| !one.is_empty())
+        .collect();
+    let newest = architectures
+        .last()
+        .ok_or("LIKENESS_CUDA_ARCHS names no compute capability")?;
     let mut command = Command::new(&nvcc);
     command.args(["--fatbin", "-O3", "--std=c++17", "--expt-relaxed-constexpr"]);
     for one in &architectures {

@@ -103,15 +103,19 @@ impl Bench<'_> {
 
     pub fn session(&self, table: ParamTable) -> anyhow::Result<Running> {
         let optimizer = OptimizerSettings {
-            moments: if self.args.use_8bit_adam { Moments::EightBit } else { Moments::F32 },
+            moments: if self.args.use_8bit_adam {
+                Moments::EightBit
+            } else {
+                Moments::F32
+            },
             beta1: 0.9,
             beta2: 0.999,
             weight_decay: 0.01,
             epsilon: 1e-8,
         };
         Ok(match &self.machine {
-            Machine::Cpu => Running::Cpu(CpuSession::new(table, optimizer)?),
-            Machine::Gpu(device) => Running::Gpu(self.on(device, table, optimizer)?),
+            Machine::Cpu => Running::Cpu(Box::new(CpuSession::new(table, optimizer)?)),
+            Machine::Gpu(device) => Running::Gpu(Box::new(self.on(device, table, optimizer)?)),
         })
     }
 
@@ -135,15 +139,15 @@ impl Bench<'_> {
 
 /// A session with what only one kind of device can tell.
 pub(super) enum Running {
-    Cpu(CpuSession),
-    Gpu(CudaSession),
+    Cpu(Box<CpuSession>),
+    Gpu(Box<CudaSession>),
 }
 
 impl Running {
     pub fn session(&mut self) -> &mut dyn Session {
         match self {
-            Self::Cpu(session) => session,
-            Self::Gpu(session) => session,
+            Self::Cpu(session) => &mut **session,
+            Self::Gpu(session) => &mut **session,
         }
     }
 }

@@ -65,7 +65,12 @@ impl Model {
     }
 
     fn latents(&self, rows: usize) -> [usize; 4] {
-        [rows, self.unet.sample_size, self.unet.sample_size, self.unet.in_channels]
+        [
+            rows,
+            self.unet.sample_size,
+            self.unet.sample_size,
+            self.unet.in_channels,
+        ]
     }
 
     pub fn side_px(&self) -> usize {
@@ -191,7 +196,9 @@ impl Model {
                     session.write(id, name, Data::Ids(&ids))?;
                 }
                 ("time", _) => {
-                    let timesteps: Vec<f32> = (0..value.dims[0]).map(|row| ((step * 37 + row as u64 * 311) % 1000) as f32).collect();
+                    let timesteps: Vec<f32> = (0..value.dims[0])
+                        .map(|row| ((step * 37 + row as u64 * 311) % 1000) as f32)
+                        .collect();
                     session.write(id, name, Data::F32(&sinusoids(&self.unet, &timesteps)))?;
                 }
                 ("weights", _) => session.write(id, name, Data::F32(&vec![1. / value.len() as f32; value.len()]))?,

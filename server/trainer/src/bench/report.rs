@@ -65,7 +65,10 @@ pub(super) fn by_kind(times: &[(&'static str, f32)]) -> Vec<(&'static str, f64, 
         sum.0 += f64::from(*millis);
         sum.1 += 1;
     }
-    let mut sums: Vec<_> = sums.into_iter().map(|(name, (millis, count))| (name, millis, count)).collect();
+    let mut sums: Vec<_> = sums
+        .into_iter()
+        .map(|(name, (millis, count))| (name, millis, count))
+        .collect();
     sums.sort_by(|a, b| b.1.total_cmp(&a.1));
     sums
 }

@@ -53,7 +53,10 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
         if number > WARM_UP {
             // Making up inputs is the bench's work and writing them the step's; the first is most of the difference.
             millis.push(begin.elapsed().as_secs_f64() * 1e3);
-            tracing::debug!("step {number}: {:.2} ms with new inputs", start.elapsed().as_secs_f64() * 1e3);
+            tracing::debug!(
+                "step {number}: {:.2} ms with new inputs",
+                start.elapsed().as_secs_f64() * 1e3
+            );
         }
     }
     let warmup_s = begun.elapsed().as_secs_f64() - millis.iter().sum::<f64>() / 1e3;
@@ -61,7 +64,11 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     let held = held(&running);
     let work = flop(&program);
     let floor = rate.map(|rate| work / rate * 1e3);
-    bench.say(format_args!("{}: {} instructions", bench.machine.name(), program.code.len()));
+    bench.say(format_args!(
+        "{}: {} instructions",
+        bench.machine.name(),
+        program.code.len()
+    ));
     bench.say(format_args!(
         "step      {:.2} ms (p10 {:.2}, p90 {:.2}), {:.1} images/s, last losses {losses:?}",
         times.at(0.5),
@@ -87,7 +94,10 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     ));
     let mut kinds = Vec::new();
     if let (Running::Gpu(session), true) = (&mut running, args.profile) {
-        bench.say(format_args!("captured  {} kernels and copies", session.recorded_nodes(id)));
+        bench.say(format_args!(
+            "captured  {} kernels and copies",
+            session.recorded_nodes(id)
+        ));
         let profile = session.profile(id, Some(&update(1)))?;
         kinds = by_kind(&profile);
         bench.say("each instruction by itself, on warm caches:");
@@ -134,13 +144,26 @@ fn slowest(program: &Program, profile: &[(&'static str, f32)]) -> Vec<(String, f
     for (op, (_, millis)) in program.code.iter().zip(profile) {
         let touched = operands(op);
         let dims = |ids: &[ValueId]| {
-            ids.iter().map(|&id| format!("{:?}", program.value(id).dims)).collect::<Vec<_>>().join(" ")
+            ids.iter()
+                .map(|&id| format!("{:?}", program.value(id).dims))
+                .collect::<Vec<_>>()
+                .join(" ")
         };
-        let sum = sums.entry(format!("{} {} -> {}", op.name(), dims(&touched.reads), dims(&touched.writes))).or_default();
+        let sum = sums
+            .entry(format!(
+                "{} {} -> {}",
+                op.name(),
+                dims(&touched.reads),
+                dims(&touched.writes)
+            ))
+            .or_default();
         sum.0 += f64::from(*millis);
         sum.1 += 1;
     }
-    let mut sums: Vec<_> = sums.into_iter().map(|(shape, (millis, count))| (shape, millis, count)).collect();
+    let mut sums: Vec<_> = sums
+        .into_iter()
+        .map(|(shape, (millis, count))| (shape, millis, count))
+        .collect();
     sums.sort_by(|a, b| b.1.total_cmp(&a.1));
     sums.truncate(30);
     sums
@@ -161,13 +184,19 @@ fn matrix_rate(bench: &Bench) -> anyhow::Result<Option<f64>> {
     let Running::Gpu(mut session) = bench.session(table)? else {
         return Ok(None);
     };
-    let values: Vec<f32> = (0..SIDE * SIDE).map(|i| ((i * 7919 % 1000) as f32 - 499.5) / 500.).collect();
+    let values: Vec<f32> = (0..SIDE * SIDE)
+        .map(|i| ((i * 7919 % 1000) as f32 - 499.5) / 500.)
+        .collect();
     session.set_weight(ParamId(0), &values)?;
     let id = session.compile(program.clone())?;
     session.write(id, "x", Data::F32(&values))?;
     let mut best = f64::INFINITY;
     for _ in 0..3 {
-        let millis: f64 = session.profile(id, None)?.iter().map(|(_, millis)| f64::from(*millis)).sum();
+        let millis: f64 = session
+            .profile(id, None)?
+            .iter()
+            .map(|(_, millis)| f64::from(*millis))
+            .sum();
         best = best.min(millis / 1e3);
     }
     Ok(Some(flop(&program) / best))

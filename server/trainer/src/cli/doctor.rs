@@ -55,7 +55,11 @@ fn gib(bytes: u64) -> f64 {
 fn gpu() -> Result<String, EngineError> {
     let card = cuda::card()?;
     let (major, minor) = card.capability;
-    let dtype = if card.has_bf16() { "bf16" } else { "fp16 with a loss scale, since it has no bf16" };
+    let dtype = if card.has_bf16() {
+        "bf16"
+    } else {
+        "fp16 with a loss scale, since it has no bf16"
+    };
     Ok(format!(
         "{}, compute capability {major}.{minor}, {:.1} GiB, driver for CUDA {}.{}; computes in {dtype}",
         card.name,

@@ -26,5 +26,9 @@ pub fn run(args: &SelftestArgs) -> anyhow::Result<ExitCode> {
         *(if check.passed() { &mut passed } else { &mut failed }) += 1;
     })?;
     println!("{passed} checks passed, {failed} failed");
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

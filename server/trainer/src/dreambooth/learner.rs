@@ -220,6 +220,8 @@ fn networks(
     device: &Device,
 ) -> Result<Networks, TrainError> {
     let params = plan.params()?;
-    let session = device.session(params, optimizer, precision).map_err(NetworkError::from)?;
+    let session = device
+        .session(params, optimizer, precision)
+        .map_err(NetworkError::from)?;
     Ok(Networks::new(plan, session))
 }

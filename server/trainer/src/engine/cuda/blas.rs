@@ -123,12 +123,19 @@ impl Shape {
             Product::GradW => "grad-w",
         };
         let (element, plus) = (self.element.suffix(), if self.plus { "-plus" } else { "" });
-        format!("linear {product}{plus} {element} {}x{}x{}", self.rows, self.inputs, self.outputs)
+        format!(
+            "linear {product}{plus} {element} {}x{}x{}",
+            self.rows, self.inputs, self.outputs
+        )
     }
 
     /// Elements of the operands `x` or `dy`, `w` or `x`, and the result.
     fn lens(&self) -> [usize; 3] {
-        let (x, w, y) = (self.rows * self.inputs, self.inputs * self.outputs, self.rows * self.outputs);
+        let (x, w, y) = (
+            self.rows * self.inputs,
+            self.inputs * self.outputs,
+            self.rows * self.outputs,
+        );
         match self.product {
             Product::Forward { .. } => [w, x, y],
             Product::GradX => [w, y, x],
@@ -185,7 +192,8 @@ impl Blas {
     pub fn open(gpu: &Arc<Gpu>) -> Result<Arc<Self>> {
         let found = library::find(&library::BLAS)?;
         // SAFETY: the function is as its header says; it takes nothing and only answers.
-        let version: unsafe extern "C" fn() -> usize = unsafe { library::function(&found.library, "cublasLtGetVersion")? };
+        let version: unsafe extern "C" fn() -> usize =
+            unsafe { library::function(&found.library, "cublasLtGetVersion")? };
         // SAFETY: as above.
         let version = unsafe { version() };
         let (lt, mut handle) = (Lt::bind(found.library)?, std::ptr::null_mut());
@@ -204,7 +212,8 @@ impl Blas {
         let mut handle = std::ptr::null_mut();
         // SAFETY: results go to a local; attributes are of the types that the library documents.
         unsafe {
-            self.lt.cublasLtMatmulDescCreate(&mut handle, COMPUTE_F32, data_type(Element::F32))?;
+            self.lt
+                .cublasLtMatmulDescCreate(&mut handle, COMPUTE_F32, data_type(Element::F32))?;
             let description = Description { blas: self, handle };
             description.set(TRANSPOSE_A, &transposed[0])?;
             description.set(TRANSPOSE_B, &transposed[1])?;
@@ -353,9 +362,12 @@ impl Plan {
         let (bytes, lens) = (self.shape.element.bytes(), self.shape.lens());
         let bias = self.shape.outputs;
         let sizes = [lens[0], lens[1], lens[2], bias].map(|len| len * bytes);
-        let workspace = proposals.iter().map(|proposal| proposal.workspace_bytes).max().unwrap_or(0);
-        let [a, b, result, bias, workspace] =
-            scratch.places([sizes[0], sizes[1], sizes[2], sizes[3], workspace])?;
+        let workspace = proposals
+            .iter()
+            .map(|proposal| proposal.workspace_bytes)
+            .max()
+            .unwrap_or(0);
+        let [a, b, result, bias, workspace] = scratch.places([sizes[0], sizes[1], sizes[2], sizes[3], workspace])?;
         let plus = result;
         let operands = Operands {
             a,

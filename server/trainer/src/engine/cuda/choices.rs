@@ -17,7 +17,13 @@ impl Choices {
     /// `card`: what the choices hold for. An unreadable file counts as none: choosing again costs seconds.
     pub fn of(card: &str, timed: bool) -> Self {
         let name: String = (card.chars())
-            .map(|letter| if letter.is_ascii_alphanumeric() || letter == '.' { letter } else { '-' })
+            .map(|letter| {
+                if letter.is_ascii_alphanumeric() || letter == '.' {
+                    letter
+                } else {
+                    '-'
+                }
+            })
             .collect();
         let file = folder().map(|folder| folder.join(format!("algorithms-{name}.json")));
         let chosen = (file.as_ref())
@@ -73,7 +79,9 @@ fn folder() -> Option<PathBuf> {
 /// that small changes of the clock do not change the choice.
 pub(super) fn best(times: &[Option<f32>]) -> Option<usize> {
     let least = times.iter().flatten().copied().fold(f32::INFINITY, f32::min);
-    times.iter().position(|time| time.is_some_and(|time| time <= least * 1.02))
+    times
+        .iter()
+        .position(|time| time.is_some_and(|time| time <= least * 1.02))
 }
 
 #[cfg(test)]

@@ -43,7 +43,12 @@ pub(super) fn from_bytes(bytes: &[u8], element: Element) -> Vec<f32> {
             }
         }
         Element::F16 | Element::Bf16 => {
-            let words: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|word| u16::from_le_bytes(*word)).collect();
+            let words: Vec<u16> = bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|word| u16::from_le_bytes(*word))
+                .collect();
             match element {
                 Element::F16 => words.reinterpret_cast::<f16>().convert_to_f32_slice(values),
                 _ => words.reinterpret_cast::<bf16>().convert_to_f32_slice(values),
@@ -59,7 +64,10 @@ mod tests {
 
     #[test]
     fn numbers_go_and_come_back_rounded() {
-        let values: Vec<f32> = (0..RUN + 5).map(|i| (i as f32 - 3000.) * 0.37).chain([f32::NAN]).collect();
+        let values: Vec<f32> = (0..RUN + 5)
+            .map(|i| (i as f32 - 3000.) * 0.37)
+            .chain([f32::NAN])
+            .collect();
         for element in [Element::F32, Element::F16, Element::Bf16] {
             let mut bytes = vec![0; values.len() * element.bytes()];
             to_bytes(&values, element, &mut bytes);

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Kinds of descriptors.
-pub(super) mod descriptor {
+pub(super) mod object {
     use std::ffi::c_int;
     pub const CONVOLUTION: c_int = 1;
     pub const ENGINE: c_int = 2;
@@ -177,7 +177,14 @@ impl Descriptor {
         let (room, pointer) = (handles.len() as i64, handles.as_mut_ptr().cast());
         // SAFETY: the library fills at most as many descriptors as are given.
         unsafe {
-            (self.dnn.api).cudnnBackendGetAttribute(self.handle, name, number::DESCRIPTOR, room, &mut count, pointer)?;
+            (self.dnn.api).cudnnBackendGetAttribute(
+                self.handle,
+                name,
+                number::DESCRIPTOR,
+                room,
+                &mut count,
+                pointer,
+            )?;
         }
         Ok((count.max(0) as usize).min(into.len()))
     }

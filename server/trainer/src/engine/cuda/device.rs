@@ -26,7 +26,10 @@ pub(super) struct Libraries {
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.debug_struct("Device").field("card", self.card()).field("files", &self.files).finish()
+        f.debug_struct("Device")
+            .field("card", self.card())
+            .field("files", &self.files)
+            .finish()
     }
 }
 
@@ -73,7 +76,11 @@ impl Device {
 
     /// What networks compute in where nobody says: the 16-bit type that needs no loss scale, if the card has it.
     pub fn usual_element(&self) -> Element {
-        if self.card().has_bf16() { Element::Bf16 } else { Element::F16 }
+        if self.card().has_bf16() {
+            Element::Bf16
+        } else {
+            Element::F16
+        }
     }
 
     /// Bytes of the GPU's memory that are in use, by all programs together, as the driver counts them.

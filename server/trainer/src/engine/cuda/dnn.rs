@@ -8,7 +8,7 @@ use super::{
     blas::Scratch,
     call::{Address, Element},
     choices::{self, Choices},
-    descriptor::{Descriptor, attribute, descriptor, number},
+    descriptor::{Descriptor, attribute, number, object},
     driver,
     gpu::Gpu,
     graph,
@@ -151,7 +151,7 @@ impl Dnn {
 
     fn tensor(self: &Arc<Self>, id: i64, dims: [usize; 4], element: Element) -> Result<Descriptor> {
         let [n, h, w, c] = dims.map(|dim| dim as i64);
-        let tensor = Descriptor::new(self, descriptor::TENSOR)?;
+        let tensor = Descriptor::new(self, object::TENSOR)?;
         tensor.set(attribute::TENSOR_DATA_TYPE, number::DATA_TYPE, &[data_type(element)])?;
         tensor.set(attribute::TENSOR_DIMENSIONS, number::INT64, &[n, c, h, w])?;
         tensor.set(attribute::TENSOR_STRIDES, number::INT64, &[h * w * c, 1, w * c, c])?;
@@ -166,10 +166,18 @@ impl Dnn {
         let Window {
             stride, before, after, ..
         } = shape.window;
-        let window = Descriptor::new(self, descriptor::CONVOLUTION)?;
+        let window = Descriptor::new(self, object::CONVOLUTION)?;
         let both = |size: usize| [size as i64; 2];
-        window.set(attribute::CONVOLUTION_COMPUTE_TYPE, number::DATA_TYPE, &[data_type(Element::F32)])?;
-        window.set(attribute::CONVOLUTION_MODE, number::CONVOLUTION_MODE, &[CROSS_CORRELATION])?;
+        window.set(
+            attribute::CONVOLUTION_COMPUTE_TYPE,
+            number::DATA_TYPE,
+            &[data_type(Element::F32)],
+        )?;
+        window.set(
+            attribute::CONVOLUTION_MODE,
+            number::CONVOLUTION_MODE,
+            &[CROSS_CORRELATION],
+        )?;
         window.set(attribute::CONVOLUTION_SPATIAL_DIMS, number::INT64, &[2i64])?;
         window.set(attribute::CONVOLUTION_DILATIONS, number::INT64, &both(1))?;
         window.set(attribute::CONVOLUTION_STRIDES, number::INT64, &both(stride))?;
@@ -181,9 +189,9 @@ impl Dnn {
         let y = self.tensor(Y, shape.y, shape.element)?;
         // Attributes of the three operations have the same order from different numbers on.
         let (kind, names) = match shape.product {
-            Product::Forward => (descriptor::FORWARD, attribute::FORWARD),
-            Product::GradX => (descriptor::GRAD_X, attribute::GRAD_X),
-            Product::GradW => (descriptor::GRAD_W, attribute::GRAD_W),
+            Product::Forward => (object::FORWARD, attribute::FORWARD),
+            Product::GradX => (object::GRAD_X, attribute::GRAD_X),
+            Product::GradW => (object::GRAD_W, attribute::GRAD_W),
         };
         let operation = Descriptor::new(self, kind)?;
         operation.set_descriptor(names.window, &window)?;
@@ -193,7 +201,7 @@ impl Dnn {
         operation.set(names.alpha, number::FLOAT, &[1f32])?;
         operation.set(names.beta, number::FLOAT, &[if shape.plus { 1f32 } else { 0. }])?;
         let operation = operation.finish()?;
-        let graph = Descriptor::new(self, descriptor::GRAPH)?;
+        let graph = Descriptor::new(self, object::GRAPH)?;
         graph.set(attribute::GRAPH_HANDLE, number::HANDLE, &[self.handle])?;
         graph.set_descriptor(attribute::GRAPH_OPERATIONS, &operation)?;
         graph.finish()
@@ -203,13 +211,13 @@ impl Dnn {
     fn configurations(self: &Arc<Self>, graph: &Descriptor, element: Element) -> Result<Vec<Descriptor>> {
         let mut usable = Vec::new();
         for mode in [HEURISTIC_A, HEURISTIC_FALLBACK] {
-            let heuristic = Descriptor::new(self, descriptor::HEURISTIC)?;
+            let heuristic = Descriptor::new(self, object::HEURISTIC)?;
             heuristic.set_descriptor(attribute::HEURISTIC_GRAPH, graph)?;
             heuristic.set(attribute::HEURISTIC_MODE, number::HEURISTIC_MODE, &[mode])?;
             let Ok(heuristic) = heuristic.finish() else { continue };
             let count = heuristic.count(attribute::HEURISTIC_RESULTS, number::DESCRIPTOR)?;
             let results: Vec<Descriptor> = (0..count)
-                .map(|_| Descriptor::new(self, descriptor::CONFIGURATION))
+                .map(|_| Descriptor::new(self, object::CONFIGURATION))
                 .collect::<Result<_>>()?;
             let found = heuristic.get_descriptors(attribute::HEURISTIC_RESULTS, &results)?;
             for configuration in results.into_iter().take(found) {
@@ -223,7 +231,7 @@ impl Dnn {
 
     /// Deterministic, and in f32 without shorter types inside.
     fn is_exact(self: &Arc<Self>, configuration: &Descriptor, element: Element) -> Result<bool> {
-        let engine = Descriptor::new(self, descriptor::ENGINE)?;
+        let engine = Descriptor::new(self, object::ENGINE)?;
         configuration.get_descriptors(attribute::CONFIGURATION_ENGINE, std::slice::from_ref(&engine))?;
         let notes: Vec<i32> = engine.get(attribute::ENGINE_NUMERICAL_NOTES, number::NUMERICAL_NOTE, 32)?;
         let behaviour: Vec<i32> = engine.get(attribute::ENGINE_BEHAVIOUR_NOTES, number::BEHAVIOUR_NOTE, 32)?;
@@ -256,7 +264,9 @@ impl Dnn {
         }
         if !choices.timed {
             let first = plans.into_iter().next();
-            return first.map(|(_, plan)| plan).ok_or_else(|| refused("has no deterministic algorithm"));
+            return first
+                .map(|(_, plan)| plan)
+                .ok_or_else(|| refused("has no deterministic algorithm"));
         }
         let bytes = |dims: [usize; 4]| dims.iter().product::<usize>() * shape.element.bytes();
         let workspace = plans.iter().map(|(_, plan)| plan.workspace_bytes).max().unwrap_or(0);
@@ -275,7 +285,7 @@ impl Dnn {
     }
 
     fn executable(self: &Arc<Self>, configuration: &Descriptor, shape: Shape) -> Result<Plan> {
-        let plan = Descriptor::new(self, descriptor::PLAN)?;
+        let plan = Descriptor::new(self, object::PLAN)?;
         plan.set(attribute::PLAN_HANDLE, number::HANDLE, &[self.handle])?;
         plan.set_descriptor(attribute::PLAN_CONFIGURATION, configuration)?;
         let plan = plan.finish()?;
@@ -317,7 +327,7 @@ impl Plan {
     /// # Errors
     /// What the library answers.
     pub fn bind(&self, operands: Operands, workspace: Address) -> Result<Bound> {
-        let pack = Descriptor::new(&self.dnn, descriptor::PACK)?;
+        let pack = Descriptor::new(&self.dnn, object::PACK)?;
         let Operands { x, w, y } = operands;
         pack.set(attribute::PACK_POINTERS, number::POINTER, &[x.0, w.0, y.0])?;
         pack.set(attribute::PACK_IDS, number::INT64, &[X, W, Y])?;

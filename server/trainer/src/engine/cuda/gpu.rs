@@ -202,8 +202,12 @@ impl Gpu {
         };
         let (arguments, extra) = (pointers.as_mut_ptr(), std::ptr::null_mut());
         // SAFETY: the arguments are those that `calls` lists for this kernel; the driver copies all before it returns.
-        unsafe { self.driver.cuLaunchKernelEx(&config, kernel.function, arguments, extra) }
-        .map_err(|source| failed(&format!("{} over {:?} x {:?}", call.name, call.grid, call.block), source.to_string()))
+        unsafe { self.driver.cuLaunchKernelEx(&config, kernel.function, arguments, extra) }.map_err(|source| {
+            failed(
+                &format!("{} over {:?} x {:?}", call.name, call.grid, call.block),
+                source.to_string(),
+            )
+        })
     }
 }
 

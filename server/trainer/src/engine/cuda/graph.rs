@@ -23,7 +23,8 @@ impl Recording {
         let (mut graph, mut executable, mut nodes) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
         // SAFETY: the stream is ours and captures nothing yet; results go to locals; a capture is always ended.
         unsafe {
-            gpu.driver.cuStreamBeginCapture_v2(gpu.stream, driver::CAPTURE_THREAD_LOCAL)?;
+            gpu.driver
+                .cuStreamBeginCapture_v2(gpu.stream, driver::CAPTURE_THREAD_LOCAL)?;
             let worked = work();
             let ended = gpu.driver.cuStreamEndCapture(gpu.stream, &mut graph);
             worked.and(ended)?;

@@ -115,7 +115,9 @@ pub fn find(wanted: &Wanted) -> Result<Found> {
     for name in wanted.names {
         let folders = folders();
         let files = std::iter::once(PathBuf::from(name)).chain(folders.iter().map(|folder| folder.join(name)));
-        for file in files.filter(|file| file.parent().is_some_and(|parent| parent.as_os_str().is_empty()) || file.exists()) {
+        for file in
+            files.filter(|file| file.parent().is_some_and(|parent| parent.as_os_str().is_empty()) || file.exists())
+        {
             // SAFETY: NVIDIA's libraries set themselves up without touching what is ours. Global, because cuDNN's parts
             // look for cuBLASLt among the libraries that are there already.
             match unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) } {
@@ -144,17 +146,32 @@ pub fn folders() -> Vec<PathBuf> {
         roots.extend(std::env::var_os(variable).map(PathBuf::from));
     }
     roots.extend(["/usr/local/cuda", "/opt/cuda"].map(PathBuf::from));
-    let mut folders: Vec<PathBuf> = roots.iter().flat_map(|root| [root.join("lib64"), root.join("lib")]).collect();
-    folders.extend(["/usr/lib/x86_64-linux-gnu", "/usr/lib/wsl/lib", "/usr/local/nvidia/lib64"].map(PathBuf::from));
+    let mut folders: Vec<PathBuf> = roots
+        .iter()
+        .flat_map(|root| [root.join("lib64"), root.join("lib")])
+        .collect();
+    folders.extend(
+        [
+            "/usr/lib/x86_64-linux-gnu",
+            "/usr/lib/wsl/lib",
+            "/usr/local/nvidia/lib64",
+        ]
+        .map(PathBuf::from),
+    );
     let cache = std::env::var_os("LIKENESS_CACHE").map(PathBuf::from).or_else(|| {
         let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
         let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home);
         base.map(|base| base.join("likeness"))
     });
-    let packages = cache.map(|cache| cache.join("cuda-libraries")).into_iter().chain(python_packages());
+    let packages = cache
+        .map(|cache| cache.join("cuda-libraries"))
+        .into_iter()
+        .chain(python_packages());
     for packages in packages {
         // pip's packages keep each library in a folder of its own: nvidia/cudnn/lib, nvidia/cu13/lib.
-        let Ok(entries) = std::fs::read_dir(packages.join("nvidia")) else { continue };
+        let Ok(entries) = std::fs::read_dir(packages.join("nvidia")) else {
+            continue;
+        };
         let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path().join("lib")).collect();
         found.sort();
         folders.extend(found);
@@ -168,8 +185,13 @@ fn python_packages() -> Vec<PathBuf> {
     static ANSWER: std::sync::OnceLock<Vec<PathBuf>> = std::sync::OnceLock::new();
     let ask = || {
         let mut command = Command::new("python3");
-        command.args(["-c", "import sys; print('\\n'.join(p for p in sys.path if p.endswith('-packages')))"]);
-        let Ok(answer) = command.output() else { return Vec::new() };
+        command.args([
+            "-c",
+            "import sys; print('\\n'.join(p for p in sys.path if p.endswith('-packages')))",
+        ]);
+        let Ok(answer) = command.output() else {
+            return Vec::new();
+        };
         let text = String::from_utf8_lossy(&answer.stdout);
         text.lines().map(PathBuf::from).collect()
     };

@@ -106,7 +106,8 @@ impl Lowering<'_> {
 
     fn map(&self, id: ValueId) -> Result<[usize; 4]> {
         let dims = self.dims(id);
-        dims.try_into().map_err(|_| failed("a convolution", format!("of {dims:?}, which is no map")))
+        dims.try_into()
+            .map_err(|_| failed("a convolution", format!("of {dims:?}, which is no map")))
     }
 
     pub fn element_of(&self, id: ValueId) -> Element {

@@ -34,18 +34,37 @@ impl Writing<'_, '_> {
                 self.norm(op);
             }
             Op::Geglu { x, y } => {
-                self.calls(pointwise::geglu(element, of.at(x), of.at(y), of.rows(y), of.channels(y)));
+                self.calls(pointwise::geglu(
+                    element,
+                    of.at(x),
+                    of.at(y),
+                    of.rows(y),
+                    of.channels(y),
+                ));
             }
             Op::GegluGrad { dy, x, dx } => {
                 let operands = [of.at(dy), of.at(x)];
-                self.calls(pointwise::geglu_grad(element, operands, of.at(dx), of.rows(dy), of.channels(dy)));
+                self.calls(pointwise::geglu_grad(
+                    element,
+                    operands,
+                    of.at(dx),
+                    of.rows(dy),
+                    of.channels(dy),
+                ));
             }
             Op::Activate { kind, x, y } => {
                 self.calls(pointwise::activate(element, kind, of.at(x), of.at(y), of.len(x)));
             }
             Op::ActivateGrad { kind, dy, x, plus, dx } => {
                 let (operands, plus) = ([of.at(dy), of.at(x)], of.maybe_at(plus));
-                self.calls(pointwise::activate_grad(element, kind, operands, plus, of.at(dx), of.len(x)));
+                self.calls(pointwise::activate_grad(
+                    element,
+                    kind,
+                    operands,
+                    plus,
+                    of.at(dx),
+                    of.len(x),
+                ));
             }
             Op::Upsample { x, y } => {
                 let shape = resize(of.dims(x), of.dims(y));
@@ -53,7 +72,13 @@ impl Writing<'_, '_> {
             }
             Op::UpsampleGrad { dy, plus, dx } => {
                 let shape = resize(of.dims(dx), of.dims(dy));
-                self.calls(rearrange::upsample_grad(element, &shape, of.at(dy), of.maybe_at(plus), of.at(dx)));
+                self.calls(rearrange::upsample_grad(
+                    element,
+                    &shape,
+                    of.at(dy),
+                    of.maybe_at(plus),
+                    of.at(dx),
+                ));
             }
             Op::Concat { a, b, y } => {
                 let (operands, channels) = ([of.at(a), of.at(b)], [of.channels(a), of.channels(b)]);
@@ -67,7 +92,13 @@ impl Writing<'_, '_> {
                     (None, None) => whole,
                 };
                 let (results, channels) = ([of.maybe_at(da), of.maybe_at(db)], [of_a, whole - of_a]);
-                self.calls(rearrange::concat_grad(element, of.at(dy), results, of.rows(dy), channels));
+                self.calls(rearrange::concat_grad(
+                    element,
+                    of.at(dy),
+                    results,
+                    of.rows(dy),
+                    channels,
+                ));
             }
             Op::Embedding {
                 ids,
@@ -88,7 +119,14 @@ impl Writing<'_, '_> {
             } => {
                 let shape = self.embedding(ids, dy, [table, positions]);
                 let results = [table, positions].map(|id| of.gradient_at(Some(id)));
-                self.calls(embedding::embedding_grad(element, &shape, of.at(dy), of.at(ids), results, add));
+                self.calls(embedding::embedding_grad(
+                    element,
+                    &shape,
+                    of.at(dy),
+                    of.at(ids),
+                    results,
+                    add,
+                ));
             }
             Op::Mse {
                 predicted,
@@ -114,12 +152,7 @@ impl Writing<'_, '_> {
         Ok(())
     }
 
-    fn embedding(
-        &self,
-        ids: ValueId,
-        y: ValueId,
-        [table, positions]: [ParamId; 2],
-    ) -> embedding::Shape {
+    fn embedding(&self, ids: ValueId, y: ValueId, [table, positions]: [ParamId; 2]) -> embedding::Shape {
         let (of, dims) = (self.of, self.of.dims(ids));
         embedding::Shape {
             rows: dims[0],

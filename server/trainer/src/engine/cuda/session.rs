@@ -154,7 +154,9 @@ impl CudaSession {
             }
         }
         let mut scratch = Scratch::new(&device.gpu);
-        let work = self.lowering(id, self.workspace.address).all(&mut libraries, &mut scratch)?;
+        let work = self
+            .lowering(id, self.workspace.address)
+            .all(&mut libraries, &mut scratch)?;
         let list = List::new(&device.gpu, work.steps, self.workspace.address)?;
         self.programs[id.0].state.list = Some(list);
         Ok(())
@@ -268,7 +270,11 @@ impl CudaSession {
 
     /// Kernels and copies that one captured step of `id` is made of, update included; 0 before it was captured.
     pub fn recorded_nodes(&self, id: ProgramId) -> usize {
-        self.programs[id.0].state.with_update.as_ref().map_or(0, |recording| recording.nodes)
+        self.programs[id.0]
+            .state
+            .with_update
+            .as_ref()
+            .map_or(0, |recording| recording.nodes)
     }
 
     /// What of the GPU's memory is held for what.
@@ -355,7 +361,11 @@ impl Session for CudaSession {
         match (data, value.kind) {
             (Data::F32(values), Kind::Activation | Kind::F32) => {
                 check_length(input, value.len(), values.len())?;
-                let element = if value.kind == Kind::F32 { Element::F32 } else { self.settings.element };
+                let element = if value.kind == Kind::F32 {
+                    Element::F32
+                } else {
+                    self.settings.element
+                };
                 convert::to_bytes(values, element, bytes);
             }
             (Data::Ids(ids), Kind::Ids) => {
@@ -401,7 +411,11 @@ impl Session for CudaSession {
         let id = *compiled.program.outputs.get(output).ok_or_else(missing)?;
         let (kind, place) = (compiled.program.value(id).kind, compiled.places.of(id));
         let from = compiled.kept.address.offset(place.offset);
-        let element = if kind == Kind::Activation { self.settings.element } else { Element::F32 };
+        let element = if kind == Kind::Activation {
+            self.settings.element
+        } else {
+            Element::F32
+        };
         Ok(convert::from_bytes(self.fetch(from, place.bytes)?, element))
     }
 
@@ -427,7 +441,10 @@ impl Session for CudaSession {
             return Err(EngineError::Length { name, want, got: 0 });
         };
         let element = self.settings.element;
-        Ok(convert::from_bytes(self.fetch(from, param.len() * element.bytes())?, element))
+        Ok(convert::from_bytes(
+            self.fetch(from, param.len() * element.bytes())?,
+            element,
+        ))
     }
 
     fn moments(&mut self) -> Result<BTreeMap<String, Vec<u8>>> {

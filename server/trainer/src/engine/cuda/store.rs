@@ -104,7 +104,11 @@ impl Store {
     pub fn new(gpu: &Arc<Gpu>, params: &ParamTable, element: Element, moments: Moments) -> Result<Self> {
         let layout = Layout::new(params, moments);
         let weights = Memory::new(gpu, layout.all * element.bytes(), "the weights")?;
-        let rests = Memory::new(gpu, layout.trained * master::rest_bytes(element), "the weights' exact values")?;
+        let rests = Memory::new(
+            gpu,
+            layout.trained * master::rest_bytes(element),
+            "the weights' exact values",
+        )?;
         weights.fill(0)?;
         rests.fill(0)?;
         let longest = layout.slots.iter().map(|slot| slot.len).max().unwrap_or(0).min(CHUNK);
@@ -163,7 +167,11 @@ impl Store {
             convert::to_bytes(values, Element::F32, &mut self.staging.slice()[..values.len() * 4]);
             self.staging.send(self.passing.address, values.len() * 4)?;
             let at = index * CHUNK;
-            let rest = if slot.trained { rest.offset(at * master::rest_bytes(self.element)) } else { Address::NONE };
+            let rest = if slot.trained {
+                rest.offset(at * master::rest_bytes(self.element))
+            } else {
+                Address::NONE
+            };
             let copy = copy.offset(at * self.element.bytes());
             for call in master::split(self.element, self.passing.address, copy, rest, values.len()) {
                 self.gpu.launch(&call)?;
@@ -179,7 +187,11 @@ impl Store {
         let mut values = Vec::with_capacity(slot.len);
         for at in (0..slot.len).step_by(CHUNK) {
             let len = CHUNK.min(slot.len - at);
-            let rest = if slot.trained { rest.offset(at * master::rest_bytes(self.element)) } else { Address::NONE };
+            let rest = if slot.trained {
+                rest.offset(at * master::rest_bytes(self.element))
+            } else {
+                Address::NONE
+            };
             let copy = copy.offset(at * self.element.bytes());
             for call in master::join(self.element, copy, rest, self.passing.address, len) {
                 self.gpu.launch(&call)?;
@@ -201,7 +213,10 @@ impl Store {
         BTreeMap::from([
             ("weights", self.weights.bytes as u64),
             ("rests of weights", self.rests.bytes as u64),
-            ("gradients", self.gradients.as_ref().map_or(0, |gradients| gradients.bytes as u64)),
+            (
+                "gradients",
+                self.gradients.as_ref().map_or(0, |gradients| gradients.bytes as u64),
+            ),
         ])
     }
 }
@@ -229,7 +244,10 @@ mod tests {
         let layout = Layout::new(&params, Moments::EightBit);
         let starts: Vec<usize> = layout.slots.iter().map(|slot| slot.start).collect();
         assert_eq!(starts, [768, 768 + 5120, 0, 512]);
-        assert_eq!((layout.exact, layout.trained, layout.all), (768, 768 + 5120, 768 + 5120 + 256));
+        assert_eq!(
+            (layout.exact, layout.trained, layout.all),
+            (768, 768 + 5120, 768 + 5120 + 256)
+        );
         let in_f32 = Layout::new(&params, Moments::F32);
         assert_eq!((in_f32.exact, in_f32.trained), (5120 + 768, 5120 + 768));
     }

@@ -146,7 +146,11 @@ impl Optimizer {
     pub fn set(&mut self, update: &Update) -> Result<()> {
         let numbers = optimizer::numbers(&self.settings, update);
         let state = self.state()?;
-        convert::to_bytes(&numbers, Element::F32, &mut state.departing.slice()[..4 * numbers.len()]);
+        convert::to_bytes(
+            &numbers,
+            Element::F32,
+            &mut state.departing.slice()[..4 * numbers.len()],
+        );
         state.departing.send(state.numbers.address, 4 * numbers.len())
     }
 
@@ -239,18 +243,15 @@ impl Optimizer {
 
     /// # Errors
     /// When a moment is missing, is not one of these, or has another length. The moments may then be partly restored.
-    pub fn restore(
-        &mut self,
-        store: &Store,
-        params: &ParamTable,
-        moments: &BTreeMap<String, Vec<u8>>,
-    ) -> Result<()> {
+    pub fn restore(&mut self, store: &Store, params: &ParamTable, moments: &BTreeMap<String, Vec<u8>>) -> Result<()> {
         self.prepare(store, params)?;
         let mut unknown: BTreeMap<&str, &[u8]> = moments.iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect();
         for (index, param) in params.params.iter().enumerate() {
             for part in self.parts(store, ParamId(index as u32)) {
                 let name = format!("{}.{}", param.name, part.name);
-                let bytes = unknown.remove(name.as_str()).ok_or_else(|| refused(&name, "is missing"))?;
+                let bytes = unknown
+                    .remove(name.as_str())
+                    .ok_or_else(|| refused(&name, "is missing"))?;
                 if bytes.len() != part.bytes {
                     let (want, got) = (part.bytes, bytes.len());
                     return Err(EngineError::Length { name, want, got });

@@ -44,10 +44,17 @@ fn check_network(
     let weights: Vec<Vec<f32>> = (table.params.iter().enumerate())
         .map(|(index, param)| {
             // Rows of a matrix sum to about 1; everything else is around 0.1 to 0.8.
-            let inputs = if param.dims.len() > 1 { param.len() / param.dims[0] } else { 4 };
+            let inputs = if param.dims.len() > 1 {
+                param.len() / param.dims[0]
+            } else {
+                4
+            };
             let spread = (3. / inputs as f32).sqrt();
             let values = noise(param.len(), index as u64 + 1);
-            values.iter().map(|value| rounded(value * spread + 0.1 * spread, element)).collect()
+            values
+                .iter()
+                .map(|value| rounded(value * spread + 0.1 * spread, element))
+                .collect()
         })
         .collect();
     let in_f64 = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
@@ -129,7 +136,9 @@ impl Alone {
                 let from = program.push_value(value.dims, Kind::F32);
                 program.code.push(Op::Cast { x: from, y: root });
                 program.inputs.insert(name.clone(), from);
-                given.iter_mut().for_each(|value| *value = f64::from(rounded(*value as f32, element)));
+                given
+                    .iter_mut()
+                    .for_each(|value| *value = f64::from(rounded(*value as f32, element)));
             } else {
                 program.inputs.insert(name.clone(), root);
                 given.iter_mut().for_each(|value| *value = f64::from(*value as f32));
@@ -178,10 +187,14 @@ impl Alone {
         let reads: Vec<_> = touched.reads.iter().map(place).collect();
         let writes: Vec<_> = touched.writes.iter().map(place).collect();
         let extra = match op {
-            Op::Conv { window, .. } | Op::ConvGradX { window, .. } | Op::ConvGradW { window, .. } => format!("{window:?}"),
+            Op::Conv { window, .. } | Op::ConvGradX { window, .. } | Op::ConvGradW { window, .. } => {
+                format!("{window:?}")
+            }
             Op::Activate { kind, .. } | Op::ActivateGrad { kind, .. } => format!("{kind:?}"),
             Op::GroupNorm { silu, .. } | Op::GroupNormGrad { silu, .. } => format!("{silu}"),
-            Op::Attention { causal, heads, .. } | Op::AttentionGrad { causal, heads, .. } => format!("{causal} {heads}"),
+            Op::Attention { causal, heads, .. } | Op::AttentionGrad { causal, heads, .. } => {
+                format!("{causal} {heads}")
+            }
             _ => String::new(),
         };
         let count = touched.weights.len() + touched.gradients.len();
@@ -216,7 +229,10 @@ impl Alone {
             let wanted = expected.get(value).iter().copied();
             results.push((name.clone(), relative(&session.read(id, name)?, wanted, least), in_f32));
         }
-        for param in operands(&self.op).trained_gradients(session.params()).collect::<Vec<_>>() {
+        for param in operands(&self.op)
+            .trained_gradients(session.params())
+            .collect::<Vec<_>>()
+        {
             let wanted = reference.gradients[param.0 as usize].iter().copied();
             let name = session.params().get(param).name.clone();
             results.push((name, relative(&session.gradient(param)?, wanted, least), false));
@@ -260,16 +276,26 @@ mod tests {
             networks::wide().unwrap(),
             networks::attention("attention", 40, 19, true).unwrap(),
         ];
-        let names: BTreeSet<&str> = networks.iter().flat_map(|network| &network.program.code).map(Op::name).collect();
+        let names: BTreeSet<&str> = networks
+            .iter()
+            .flat_map(|network| &network.program.code)
+            .map(Op::name)
+            .collect();
         assert_eq!(names.len(), 25, "{names:?}");
-        let lens = networks.iter().flat_map(|network| &network.table.params).map(|param| param.len());
+        let lens = networks
+            .iter()
+            .flat_map(|network| &network.table.params)
+            .map(|param| param.len());
         let (small, large): (Vec<_>, Vec<_>) = lens.partition(|&len| len < SMALL);
         assert!(!small.is_empty() && !large.is_empty());
     }
 
     #[test]
     fn an_instruction_alone_is_a_sound_program() {
-        for network in [networks::dreambooth(2, [8, 8], 5).unwrap(), networks::autoencoder().unwrap()] {
+        for network in [
+            networks::dreambooth(2, [8, 8], 5).unwrap(),
+            networks::autoencoder().unwrap(),
+        ] {
             let mut values = Values::new(&network.program);
             for (index, value) in network.program.values.iter().enumerate() {
                 values.set(ValueId(index as u32), vec![0.; value.len()]);

@@ -70,7 +70,11 @@ fn relative(got: &[f32], expected: impl Iterator<Item = f64>, least: f64) -> f64
     for (&got, expected) in got.iter().zip(expected) {
         let off = (f64::from(got) - expected).abs();
         // `max` would pass over NaN.
-        difference = if off.is_nan() || difference.is_nan() { f64::NAN } else { difference.max(off) };
+        difference = if off.is_nan() || difference.is_nan() {
+            f64::NAN
+        } else {
+            difference.max(off)
+        };
         largest = largest.max(expected.abs());
     }
     difference / largest

@@ -64,7 +64,9 @@ pub(super) fn text_config() -> Result<TextEncoderConfig> {
 }
 
 pub(super) fn vae_config() -> Result<VaeConfig> {
-    Ok(serde_json::from_str(r#"{"block_out_channels": [8, 16], "norm_num_groups": 4}"#)?)
+    Ok(serde_json::from_str(
+        r#"{"block_out_channels": [8, 16], "norm_num_groups": 4}"#,
+    )?)
 }
 
 /// Prompt to prediction, both networks trained: `rows` maps of `height` by `width` latents, prompts of `tokens`.

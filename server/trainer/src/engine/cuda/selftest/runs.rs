@@ -2,9 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{
-    Check, Result, instructions::ADAM, networks, networks::Network, noise, relative,
-};
+use super::{Check, Result, instructions::ADAM, networks, networks::Network, noise, relative};
 use crate::engine::{
     cpu::CpuSession,
     cuda::{
@@ -82,7 +80,9 @@ impl<S: Session> Run<S> {
                     let ids: Vec<u32> = values.iter().map(|value| (value.abs() * 99.) as u32).collect();
                     self.session.write(self.program, name, Data::Ids(&ids))?;
                 }
-                ("weights", _) => self.session.write(self.program, name, Data::F32(&vec![0.5; value.len()]))?,
+                ("weights", _) => self
+                    .session
+                    .write(self.program, name, Data::F32(&vec![0.5; value.len()]))?,
                 ("scale", _) => self.session.write(self.program, name, Data::F32(&[loss_scale]))?,
                 _ => self.session.write(self.program, name, Data::F32(&values))?,
             }
@@ -100,7 +100,8 @@ impl<S: Session> Run<S> {
             number,
         };
         let updated = self.session.run_and_update(self.program, &update)?;
-        self.norms.push(if updated.skipped { f64::NAN } else { updated.grad_norm });
+        self.norms
+            .push(if updated.skipped { f64::NAN } else { updated.grad_norm });
         let losses = self.session.read(self.program, "losses")?;
         self.losses.extend(losses);
         Ok(())
@@ -119,7 +120,11 @@ fn against_cpu(
     optimizer: OptimizerSettings,
     report: &mut dyn FnMut(Check),
 ) -> Result<()> {
-    let name = format!("{} step against the CPU, moments {:?}", element.suffix(), optimizer.moments);
+    let name = format!(
+        "{} step against the CPU, moments {:?}",
+        element.suffix(),
+        optimizer.moments
+    );
     let loss_scale = if element == Element::F16 { 1024. } else { 1. };
     let session = CudaSession::new(network.table.clone(), settings(element, optimizer, false), device)?;
     let mut gpu = Run::new(session, network)?;
@@ -178,7 +183,10 @@ fn against_cpu(
     // Moments of one device are those of the other.
     let (ours, theirs) = (gpu.session.moments()?, cpu.session.moments()?);
     let lens = |moments: &BTreeMap<String, Vec<u8>>| {
-        moments.iter().map(|(name, bytes)| (name.clone(), bytes.len())).collect::<Vec<_>>()
+        moments
+            .iter()
+            .map(|(name, bytes)| (name.clone(), bytes.len()))
+            .collect::<Vec<_>>()
     };
     report(Check {
         name: format!("{name}: moments have the names and lengths of the CPU's"),
@@ -240,12 +248,7 @@ fn gradients(
 }
 
 /// What a captured step computes is what the eager one does, to the bit; and so is what the next session computes.
-fn same_bits(
-    device: &Arc<Device>,
-    element: Element,
-    network: &Network,
-    report: &mut dyn FnMut(Check),
-) -> Result<()> {
+fn same_bits(device: &Arc<Device>, element: Element, network: &Network, report: &mut dyn FnMut(Check)) -> Result<()> {
     let loss_scale = if element == Element::F16 { 1024. } else { 1. };
     let mut ends = Vec::new();
     for eager in [true, false, false] {
@@ -259,7 +262,10 @@ fn same_bits(
     let finite = ends[0].0.iter().all(|loss| loss.is_finite());
     let unlike = |a: usize, b: usize| if finite && ends[a] == ends[b] { 0. } else { 1. };
     for (name, error) in [
-        ("a captured step replayed 200 times against 200 eager steps, same bits", unlike(0, 1)),
+        (
+            "a captured step replayed 200 times against 200 eager steps, same bits",
+            unlike(0, 1),
+        ),
         ("two runs of 200 steps, same bits", unlike(1, 2)),
     ] {
         report(Check {
