@@ -10,7 +10,7 @@ use super::{
     call::{Address, Element},
     choices::{self, Choices},
     driver,
-    gpu::{Gpu, Memory},
+    gpu::{Gpu, Lane, Memory},
     graph,
     library::{self, failed, library},
 };
@@ -379,17 +379,17 @@ impl Plan {
         let mut times = Vec::new();
         for proposal in proposals {
             self.take(proposal);
-            times.push(graph::time(&self.blas.gpu, || self.run(&operands, workspace)).ok());
+            times.push(graph::time(&self.blas.gpu, || self.run(&operands, workspace, Lane::Main)).ok());
         }
         let name = self.shape.name();
         choices::best(&times).ok_or_else(|| failed(&format!("cuBLASLt on {name}"), "has no algorithm that works"))
     }
 
-    /// Puts the product on the stream.
+    /// Puts the product on a lane.
     ///
     /// # Errors
     /// What the library answers.
-    pub fn run(&self, operands: &Operands, workspace: Address) -> Result<()> {
+    pub fn run(&self, operands: &Operands, workspace: Address, lane: Lane) -> Result<()> {
         let (one, beta) = (1f32, if self.shape.plus { 1f32 } else { 0. });
         let Operands {
             a,
@@ -419,7 +419,7 @@ impl Plan {
                 &self.algorithm,
                 workspace.0,
                 self.workspace_bytes,
-                self.blas.gpu.stream,
+                self.blas.gpu.stream(lane),
             )
         }
         .map_err(|source| failed(&format!("cuBLASLt on {}", self.shape.name()), source.to_string()))

@@ -10,7 +10,7 @@ use super::{
     choices::{self, Choices},
     descriptor::{Descriptor, attribute, number, object},
     driver,
-    gpu::Gpu,
+    gpu::{Gpu, Lane},
     graph,
     library::{self, failed, library},
 };
@@ -111,6 +111,8 @@ pub(super) struct Dnn {
     gpu: Arc<Gpu>,
     pub(super) api: Cudnn,
     handle: Handle,
+    /// The same, for the side lane.
+    side: Handle,
     pub file: String,
     pub version: usize,
 }
@@ -134,16 +136,22 @@ impl Dnn {
         let version: unsafe extern "C" fn() -> usize = unsafe { library::function(&found.library, "cudnnGetVersion")? };
         // SAFETY: as above.
         let version = unsafe { version() };
-        let (api, mut handle) = (Cudnn::bind(found.library)?, std::ptr::null_mut());
-        // SAFETY: the GPU's context is current; the result goes to a local.
-        unsafe {
-            api.cudnnCreate(&mut handle)?;
-            api.cudnnSetStream(handle, gpu.stream)?;
-        }
+        let api = Cudnn::bind(found.library)?;
+        let open = |lane| -> Result<Handle> {
+            let mut handle = std::ptr::null_mut();
+            // SAFETY: the GPU's context is current; the result goes to a local.
+            unsafe {
+                api.cudnnCreate(&mut handle)?;
+                api.cudnnSetStream(handle, gpu.stream(lane))?;
+            }
+            Ok(handle)
+        };
+        let (handle, side) = (open(Lane::Main)?, open(Lane::Side)?);
         Ok(Arc::new(Self {
             gpu: gpu.clone(),
             api,
             handle,
+            side,
             file: found.file,
             version,
         }))
@@ -275,7 +283,7 @@ impl Dnn {
         for (_, plan) in &plans {
             let timed = plan
                 .bind(Operands { x, w, y }, workspace)
-                .and_then(|bound| graph::time(&self.gpu, || plan.run(&bound)));
+                .and_then(|bound| graph::time(&self.gpu, || plan.run(&bound, Lane::Main)));
             times.push(timed.ok());
         }
         let best = choices::best(&times).ok_or_else(|| refused("has no deterministic algorithm"))?;
@@ -307,6 +315,7 @@ impl Drop for Dnn {
         // SAFETY: descriptors hold the library, so none is left. A failure has nobody to tell.
         unsafe {
             let _ = self.gpu.enter();
+            let _ = self.api.cudnnDestroy(self.side);
             let _ = self.api.cudnnDestroy(self.handle);
         }
     }
@@ -335,12 +344,13 @@ impl Plan {
         Ok(Bound(pack.finish()?))
     }
 
-    /// Puts the convolution on the stream.
+    /// Puts the convolution on a lane.
     ///
     /// # Errors
     /// What the library answers.
-    pub fn run(&self, bound: &Bound) -> Result<()> {
-        let Dnn { api, handle, .. } = &*self.dnn;
+    pub fn run(&self, bound: &Bound, lane: Lane) -> Result<()> {
+        let Dnn { api, handle, side, .. } = &*self.dnn;
+        let handle = if lane == Lane::Main { handle } else { side };
         // SAFETY: plan and pack were finished, and made for each other.
         unsafe { api.cudnnBackendExecute(*handle, self.plan.handle(), bound.0.handle()) }
             .map_err(|source| failed(&format!("cuDNN on {}", self.shape.name()), source.to_string()))

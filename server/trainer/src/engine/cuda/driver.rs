@@ -20,6 +20,8 @@ pub(super) const MAX_DYNAMIC_SHARED_BYTES: c_int = 8;
 pub(super) const NON_BLOCKING: c_uint = 1;
 /// Only this thread's unsafe calls would break a capture.
 pub(super) const CAPTURE_THREAD_LOCAL: c_uint = 1;
+/// An event that only orders work.
+pub(super) const DISABLE_TIMING: c_uint = 2;
 pub(super) const OUT_OF_MEMORY: i32 = 2;
 
 /// `CUlaunchConfig`.
@@ -69,6 +71,7 @@ library!(
         fn cuStreamCreate(stream: *mut Stream, flags: c_uint);
         fn cuStreamDestroy_v2(stream: Stream);
         fn cuStreamSynchronize(stream: Stream);
+        fn cuStreamWaitEvent(stream: Stream, event: Event, flags: c_uint);
         fn cuStreamBeginCapture_v2(stream: Stream, mode: c_uint);
         fn cuStreamEndCapture(stream: Stream, graph: *mut Graph);
         fn cuGraphInstantiateWithFlags(executable: *mut Executable, graph: Graph, flags: c_ulonglong);

@@ -1,4 +1,4 @@
-//! One GPU: its context, one stream on which everything happens in order, and the kernels that were built for it.
+//! One GPU: its context, a stream on which everything happens in order with another one beside it, and the kernels that were built for it.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
@@ -37,12 +37,20 @@ impl Card {
     }
 }
 
+/// Work on one lane runs in order; the side lane's beside the main one's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    Main,
+    Side,
+}
+
 pub(super) struct Gpu {
     pub driver: Driver,
     pub card: Card,
     device: c_int,
     context: driver::Context,
     pub stream: driver::Stream,
+    side: driver::Stream,
     modules: Vec<driver::Module>,
     functions: Mutex<HashMap<String, Kernel>>,
 }
@@ -88,12 +96,14 @@ impl Gpu {
             device,
             context,
             stream: std::ptr::null_mut(),
+            side: std::ptr::null_mut(),
             modules: Vec::new(),
             functions: Mutex::default(),
         };
         // SAFETY: results go to our own fields, and images are whole.
         unsafe {
             gpu.driver.cuStreamCreate(&mut gpu.stream, driver::NON_BLOCKING)?;
+            gpu.driver.cuStreamCreate(&mut gpu.side, driver::NON_BLOCKING)?;
             for (file, image) in IMAGES {
                 let mut module = std::ptr::null_mut();
                 let loaded = gpu.driver.cuModuleLoadData(&mut module, image.as_ptr().cast());
@@ -133,13 +143,20 @@ impl Gpu {
         Ok((free as u64, total as u64))
     }
 
-    /// Puts a copy within the GPU's memory on the stream.
+    pub fn stream(&self, lane: Lane) -> driver::Stream {
+        match lane {
+            Lane::Main => self.stream,
+            Lane::Side => self.side,
+        }
+    }
+
+    /// Puts a copy within the GPU's memory on a lane.
     ///
     /// # Errors
     /// What the driver answers.
-    pub fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
+    pub fn copy(&self, from: Address, to: Address, bytes: usize, lane: Lane) -> Result<()> {
         // SAFETY: both places were planned with that many bytes.
-        unsafe { self.driver.cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream) }
+        unsafe { (self.driver).cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream(lane)) }
     }
 
     fn kernel(&self, call: &Call) -> Result<Kernel> {
@@ -176,17 +193,26 @@ impl Gpu {
         Err(failed(&format!("the kernel {name}"), "is not part of this build"))
     }
 
-    /// Puts a kernel on the stream.
+    /// Puts a kernel on the main lane.
     ///
     /// # Errors
     /// When there is no such kernel, or the driver refuses its grid.
     pub fn launch(&self, call: &Call) -> Result<()> {
+        self.launch_on(call, Lane::Main, true)
+    }
+
+    /// Puts a kernel on a lane. `early`: it may be set up while what is before it on the lane still runs; not where the
+    /// lane has just waited for the other one.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    pub fn launch_on(&self, call: &Call, lane: Lane, early: bool) -> Result<()> {
         let kernel = self.kernel(call)?;
         let mut values: Vec<[u8; 8]> = call.arguments.iter().map(bytes).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| value.as_mut_ptr().cast()).collect();
         let mut value = [0; 16];
         value[0] = 1;
-        let early = driver::LaunchAttribute {
+        let attribute = driver::LaunchAttribute {
             id: driver::PROGRAMMATIC_SERIALIZATION,
             padding: 0,
             value,
@@ -195,10 +221,10 @@ impl Gpu {
             grid: call.grid,
             block: call.block,
             shared_bytes: call.shared_bytes,
-            stream: self.stream,
-            attributes: &early,
+            stream: self.stream(lane),
+            attributes: &attribute,
             // Hopper and later; every kernel of ours begins with `begin()`, which waits for what came before.
-            attribute_count: u32::from(self.card.capability.0 >= 9),
+            attribute_count: u32::from(early && self.card.capability.0 >= 9),
         };
         let (arguments, extra) = (pointers.as_mut_ptr(), std::ptr::null_mut());
         // SAFETY: the arguments are those that `calls` lists for this kernel; the driver copies all before it returns.
@@ -279,6 +305,7 @@ impl Drop for Gpu {
             for &module in &self.modules {
                 let _ = self.driver.cuModuleUnload(module);
             }
+            let _ = self.driver.cuStreamDestroy_v2(self.side);
             let _ = self.driver.cuStreamDestroy_v2(self.stream);
             let _ = self.driver.cuDevicePrimaryCtxRelease_v2(self.device);
         }

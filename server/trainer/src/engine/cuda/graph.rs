@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{super::session::Result, driver, gpu::Gpu};
+use super::{
+    super::session::Result,
+    driver,
+    gpu::{Gpu, Lane},
+};
 
 /// A captured list of work.
 pub(super) struct Recording {
@@ -72,9 +76,21 @@ impl Mark {
     /// # Errors
     /// What the driver answers.
     pub fn new(gpu: &Arc<Gpu>) -> Result<Self> {
+        Self::with(gpu, 0)
+    }
+
+    /// One that is only waited for.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn untimed(gpu: &Arc<Gpu>) -> Result<Self> {
+        Self::with(gpu, driver::DISABLE_TIMING)
+    }
+
+    fn with(gpu: &Arc<Gpu>, flags: u32) -> Result<Self> {
         let mut event = std::ptr::null_mut();
         // SAFETY: the result goes to a local.
-        unsafe { gpu.driver.cuEventCreate(&mut event, 0)? };
+        unsafe { gpu.driver.cuEventCreate(&mut event, flags)? };
         Ok(Self {
             gpu: gpu.clone(),
             event,
@@ -83,9 +99,18 @@ impl Mark {
 
     /// # Errors
     /// What the driver answers.
-    pub fn set(&self) -> Result<()> {
+    pub fn set(&self, lane: Lane) -> Result<()> {
         // SAFETY: event and stream are ours.
-        unsafe { self.gpu.driver.cuEventRecord(self.event, self.gpu.stream) }
+        unsafe { self.gpu.driver.cuEventRecord(self.event, self.gpu.stream(lane)) }
+    }
+
+    /// What follows on `lane` waits until this mark, set on the other one, is past.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn hold(&self, lane: Lane) -> Result<()> {
+        // SAFETY: event and stream are ours.
+        unsafe { (self.gpu.driver).cuStreamWaitEvent(self.gpu.stream(lane), self.event, 0) }
     }
 
     /// Milliseconds from `start` to here; waits until both are past.
@@ -125,9 +150,9 @@ pub(super) fn time(gpu: &Arc<Gpu>, mut work: impl FnMut() -> Result<()>) -> Resu
     let (start, end) = (Mark::new(gpu)?, Mark::new(gpu)?);
     let mut best = f32::INFINITY;
     for _ in 0..4 {
-        start.set()?;
+        start.set(Lane::Main)?;
         recording.replay()?;
-        end.set()?;
+        end.set(Lane::Main)?;
         best = best.min(end.since(&start)?);
     }
     Ok(best / IN_A_ROW as f32)

@@ -1,8 +1,11 @@
 //! What each instruction becomes on the GPU.
 
+use std::ops::Range;
+
 use super::{
     super::{
         ir::{Kind, Op, ParamId, ParamTable, Program, ValueId, Window},
+        operands::operands,
         plan::{self, Area},
         session::Result,
     },
@@ -11,6 +14,7 @@ use super::{
     calls::{attention, pointwise, sums},
     device::Libraries,
     dnn,
+    gpu::Lane,
     library::failed,
     store::Store,
     work::{Step, Work},
@@ -21,7 +25,8 @@ pub(super) struct Places<'a> {
     pub places: &'a plan::Places,
     pub kept: Address,
     pub arena: Address,
-    pub workspace: Address,
+    /// Of the main lane and of the side lane.
+    pub workspaces: [Address; 2],
 }
 
 pub(super) struct Lowering<'a> {
@@ -45,7 +50,16 @@ pub(super) struct Writing<'a, 'l> {
     libraries: &'l mut Libraries,
     scratch: &'l mut Scratch,
     pub work: Vec<Work>,
+    lane: Lane,
     workspace_bytes: usize,
+}
+
+/// Gradients of weights run beside the rest.
+pub(super) fn lane_of(op: &Op) -> Lane {
+    match op {
+        Op::LinearGradW { .. } | Op::ConvGradW { .. } => Lane::Side,
+        _ => Lane::Main,
+    }
 }
 
 impl Lowering<'_> {
@@ -62,13 +76,20 @@ impl Lowering<'_> {
                 libraries,
                 scratch,
                 work: Vec::new(),
+                lane: lane_of(op),
                 workspace_bytes: 0,
             };
             writing.op(op)?;
             lowered.workspace_bytes = lowered.workspace_bytes.max(writing.workspace_bytes);
+            let (lane, work) = (writing.lane, writing.work);
+            let touched = operands(op);
+            let ranges = |ids: &[ValueId]| ids.iter().map(|&id| self.range(id)).collect();
             lowered.steps.push(Step {
                 name: op.name(),
-                work: writing.work,
+                lane,
+                work,
+                reads: ranges(&touched.reads),
+                writes: ranges(&touched.writes),
             });
         }
         Ok(lowered)
@@ -81,6 +102,12 @@ impl Lowering<'_> {
             Area::Arena => self.places.arena,
         };
         area.offset(place.offset)
+    }
+
+    /// Its addresses.
+    fn range(&self, id: ValueId) -> Range<u64> {
+        let start = self.at(id).0;
+        start..start + self.places.places.of(id).bytes as u64
     }
 
     pub fn maybe_at(&self, id: Option<ValueId>) -> Address {
@@ -143,7 +170,7 @@ impl Writing<'_, '_> {
     /// Room in the workspace, for this instruction alone.
     pub fn room(&mut self, bytes: usize) -> Address {
         self.workspace_bytes = self.workspace_bytes.max(bytes);
-        self.of.places.workspace
+        self.of.places.workspaces[usize::from(self.lane == Lane::Side)]
     }
 
     fn product(

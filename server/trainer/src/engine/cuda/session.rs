@@ -9,7 +9,7 @@ use super::{
     super::{
         ir::{Kind, ParamId, ParamTable, Program, ValueId},
         operands::operands,
-        plan::{Places, plan},
+        plan::{ALIGNMENT, Places, plan_lingering},
         session::{Data, EngineError, OptimizerSettings, ProgramId, Result, Session, Update, Updated},
         verify::verify,
     },
@@ -17,10 +17,10 @@ use super::{
     call::{Address, Element},
     convert,
     device::Device,
-    gpu::{Memory, Pinned},
+    gpu::{Lane, Memory, Pinned},
     graph::{self, Recording},
     library::failed,
-    lower::{Lowering, Places as Lowered},
+    lower::{Lowering, Places as Lowered, lane_of},
     store::Store,
     update::Optimizer,
     work::{List, workspace_bytes},
@@ -74,6 +74,9 @@ struct State {
     alone: Option<Recording>,
     with_update: Option<Recording>,
 }
+
+/// Instructions that the main lane may be ahead of what the side lane reads; each costs a little memory.
+const LINGER: usize = 4;
 
 impl CudaSession {
     /// Weights are zero until they are set.
@@ -136,10 +139,18 @@ impl CudaSession {
         let mut scratch = Scratch::new(&device.gpu);
         let mut libraries = device.libraries();
         // Once without places, for the algorithms and what they need; then for the memory that there is.
-        let dry = self.lowering(id, Address::NONE).all(&mut libraries, &mut scratch)?;
+        let dry = self
+            .lowering(id, [Address::NONE; 2])
+            .all(&mut libraries, &mut scratch)?;
         drop(scratch);
         libraries.choices.save();
-        let workspace = workspace_bytes(&dry.steps).max(dry.workspace_bytes);
+        let of_a_lane = (workspace_bytes(&dry.steps).max(dry.workspace_bytes)).next_multiple_of(ALIGNMENT);
+        let lanes = if dry.steps.iter().any(|step| step.lane == Lane::Side) {
+            2
+        } else {
+            1
+        };
+        let workspace = lanes * of_a_lane;
         if self.arena.bytes < wanted || self.workspace.bytes < workspace {
             for compiled in &mut self.programs {
                 compiled.state = State::default();
@@ -154,15 +165,14 @@ impl CudaSession {
             }
         }
         let mut scratch = Scratch::new(&device.gpu);
-        let work = self
-            .lowering(id, self.workspace.address)
-            .all(&mut libraries, &mut scratch)?;
-        let list = List::new(&device.gpu, work.steps, self.workspace.address)?;
+        let workspaces = [self.workspace.address, self.workspace.address.offset(of_a_lane)];
+        let work = self.lowering(id, workspaces).all(&mut libraries, &mut scratch)?;
+        let list = List::new(&device.gpu, work.steps, workspaces)?;
         self.programs[id.0].state.list = Some(list);
         Ok(())
     }
 
-    fn lowering(&self, id: ProgramId, workspace: Address) -> Lowering<'_> {
+    fn lowering(&self, id: ProgramId, workspaces: [Address; 2]) -> Lowering<'_> {
         let Compiled {
             program, places, kept, ..
         } = &self.programs[id.0];
@@ -175,7 +185,7 @@ impl CudaSession {
                 places,
                 kept: kept.address,
                 arena: self.arena.address,
-                workspace,
+                workspaces,
             },
         }
     }
@@ -203,7 +213,11 @@ impl CudaSession {
         let optimizer = &self.optimizer;
         let issue = || {
             list.issue()?;
-            if update { optimizer.issue() } else { Ok(()) }
+            if update {
+                optimizer.issue(!list.ends_waiting())
+            } else {
+                Ok(())
+            }
         };
         if self.settings.eager || !*warm {
             *warm = true;
@@ -261,7 +275,7 @@ impl CudaSession {
         if let Some(update) = update {
             self.optimizer.prepare(&self.store, &self.params)?;
             self.optimizer.set(update)?;
-            of_update = Some(("Update", graph::time(gpu, || self.optimizer.issue())?));
+            of_update = Some(("Update", graph::time(gpu, || self.optimizer.issue(true))?));
         }
         let mut times = list.time_each()?;
         times.extend(of_update);
@@ -311,9 +325,13 @@ impl Session for CudaSession {
         self.device.gpu.enter()?;
         verify(&program, &self.params)?;
         let element = self.settings.element;
-        let places = plan(&program, |kind| match kind {
+        let size_of = |kind| match kind {
             Kind::Activation => element.bytes(),
             Kind::F32 | Kind::Ids => 4,
+        };
+        let places = plan_lingering(&program, size_of, |op| match lane_of(op) {
+            Lane::Main => 0,
+            Lane::Side => LINGER,
         });
         let trains: BTreeSet<ParamId> = (program.code.iter())
             .flat_map(|op| operands(op).trained_gradients(&self.params).collect::<Vec<_>>())

@@ -11,7 +11,7 @@ use super::{
     call::{Address, Call, Element},
     calls::optimizer::{self, Arena},
     convert,
-    gpu::{Gpu, Memory, Pinned},
+    gpu::{Gpu, Lane, Memory, Pinned},
     library::failed,
     store::Store,
 };
@@ -154,13 +154,16 @@ impl Optimizer {
         state.departing.send(state.numbers.address, 4 * numbers.len())
     }
 
-    /// Puts the update on the stream.
+    /// Puts the update on the main lane. `early`: as [`Gpu::launch_on`] says.
     ///
     /// # Errors
     /// What the driver answers.
-    pub fn issue(&self) -> Result<()> {
-        let calls = self.state.iter().flat_map(|state| &state.calls);
-        calls.into_iter().try_for_each(|call| self.gpu.launch(call))
+    pub fn issue(&self, early: bool) -> Result<()> {
+        let calls = self.state.iter().flat_map(|state| &state.calls).enumerate();
+        for (index, call) in calls {
+            self.gpu.launch_on(call, Lane::Main, early || index > 0)?;
+        }
+        Ok(())
     }
 
     /// What the last update reports, once it is done.
