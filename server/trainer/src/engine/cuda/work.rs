@@ -207,27 +207,28 @@ impl List {
 mod tests {
     use super::*;
 
-    fn step(lane: Lane, reads: &[Range<u64>], writes: &[Range<u64>]) -> Step {
+    fn step(lane: Lane, reads: &[(u64, u64)], writes: &[(u64, u64)]) -> Step {
+        let ranges = |of: &[(u64, u64)]| of.iter().map(|&(start, end)| start..end).collect();
         Step {
             name: "",
             lane,
             work: Vec::new(),
-            reads: reads.to_vec(),
-            writes: writes.to_vec(),
+            reads: ranges(reads),
+            writes: ranges(writes),
         }
     }
 
     #[test]
     fn the_main_lane_waits_where_it_would_write_over_what_is_still_read() {
         let steps = [
-            step(Lane::Side, &[0..10, 20..30], &[]),
-            step(Lane::Side, &[40..50], &[]),
-            step(Lane::Main, &[0..10], &[10..20]),
-            step(Lane::Main, &[], &[29..31]),
-            step(Lane::Main, &[], &[0..5]),
-            step(Lane::Side, &[0..5], &[]),
-            step(Lane::Main, &[], &[45..46, 0..1]),
-            step(Lane::Main, &[], &[0..50]),
+            step(Lane::Side, &[(0, 10), (20, 30)], &[]),
+            step(Lane::Side, &[(40, 50)], &[]),
+            step(Lane::Main, &[(0, 10)], &[(10, 20)]),
+            step(Lane::Main, &[], &[(29, 31)]),
+            step(Lane::Main, &[], &[(0, 5)]),
+            step(Lane::Side, &[(0, 5)], &[]),
+            step(Lane::Main, &[], &[(45, 46), (0, 1)]),
+            step(Lane::Main, &[], &[(0, 50)]),
         ];
         let orders = orders(&steps);
         let after: Vec<Option<Option<usize>>> = (orders.iter())
