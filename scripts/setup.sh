@@ -4,7 +4,7 @@
 #   setup.sh page      wasm32 standard library, Trunk, wasm-bindgen, wasm-opt
 #   setup.sh wasm      only the wasm32 standard library
 #   setup.sh browser   a browser and its driver, for tests
-#   setup.sh cuda      nvcc and what linking against CUDA needs, where no toolkit is installed
+#   setup.sh cuda      nvcc, where no toolkit is installed
 # Repeated, it costs a second. It never changes what is installed already.
 # shellcheck disable=SC2030,SC2031,SC2154,SC2329
 # shellcheck source=scripts/common.sh
@@ -256,13 +256,7 @@ pip_install() {
 
 setup_cuda() {
     setup_native
-    local toolkit
-    if toolkit=$(cuda_toolkit); then
-        cuda_stubs "$toolkit"
-        return 0
-    fi
-    cuda_wheels
-    cuda_stubs "$cuda_wheels_home/nvidia/cu13"
+    cuda_toolkit >/dev/null || cuda_wheels
 }
 
 cuda_wheels() {
@@ -278,28 +272,6 @@ cuda_wheels() {
     rm -rf "$cuda_wheels_home"
     mv "$cuda_wheels_home.partial" "$cuda_wheels_home"
     say "installed nvcc ${cuda_wheels_home##*-} from PyPI, in the cache folder"
-}
-
-# Building needs the libraries' names and symbols, not the libraries: empty ones stand in for those that are not installed.
-# The program loads the real ones when it starts.
-cuda_stubs() {
-    local toolkit=$1 major dir sources library soname
-    major=$(cuda_major "$toolkit")
-    sources=$(cudarc_sources)
-    dir=$cache/cuda-stubs-$major-$(basename "$sources")
-    [ -e "$dir/libcuda.so" ] && return 0
-    mkdir -p "$dir.partial"
-    for library in driver:cuda:1 cublas:cublas:"$major" cublaslt:cublasLt:"$major" curand:curand:10 nvrtc:nvrtc:"$major" cudnn:cudnn:9; do
-        IFS=: read -r module name soname <<<"$library"
-        grep -oE 'pub unsafe fn (cu|nvrtc)[A-Za-z0-9_]+' "$sources/src/$module/sys/mod.rs" | awk '{ print "void " $4 "(void) {}" }' |
-            sort -u >"$dir.partial/$name.c"
-        [ -s "$dir.partial/$name.c" ] || die "found no symbols of $name in $sources"
-        cc -shared -fPIC -w -fno-builtin -Wl,-soname,"lib$name.so.$soname" -o "$dir.partial/lib$name.so" "$dir.partial/$name.c"
-        rm "$dir.partial/$name.c"
-    done
-    rm -rf "$dir"
-    mv "$dir.partial" "$dir"
-    say "made stand-ins for linking against CUDA $major"
 }
 
 case ${1:-} in

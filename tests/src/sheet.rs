@@ -33,11 +33,11 @@ pub struct Row {
     groups: Vec<Group>,
 }
 
-/// What stands above each group: its pictures' prompt, and who drew them.
+/// What stands above each group: its pictures' prompt, unless it is that of the group before; who drew them; how many.
 const HEADERS: [(&str, &str, usize); 6] = [
     ("the photos", "", 1),
     ("photo of zwx CLASS", "untrained", 1),
-    ("photo of zwx CLASS", "trained", 3),
+    ("", "trained", 3),
     ("photo of a CLASS", "untrained", 2),
     ("photo of a CLASS", "with prior preservation", 2),
     ("photo of a CLASS", "without", 2),

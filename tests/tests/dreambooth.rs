@@ -4,8 +4,8 @@
 use app::recipe::RecipeDraft;
 use tests::dreambooth::{self, Subject};
 
-/// Less than half of a run: enough to tell learning from not learning.
-const STEPS: u32 = 150;
+/// Little more than half of a run: enough to tell learning from not learning.
+const STEPS: u32 = 200;
 
 #[test]
 fn the_subject_appears_and_with_prior_preservation_its_kind_stays_itself() {

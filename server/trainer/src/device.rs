@@ -1,8 +1,14 @@
 //! What the engine computes on, in words and as a session.
 
+use std::sync::Arc;
+
 use app::api::DeviceInfo;
+use app::recipe::Precision;
 
 use crate::engine::cpu::CpuSession;
+use crate::engine::cuda;
+use crate::engine::cuda::call::Element;
+use crate::engine::cuda::session::{CudaSession, Settings};
 use crate::engine::ir::ParamTable;
 use crate::engine::session::{EngineError, OptimizerSettings, Session};
 
@@ -10,6 +16,8 @@ use crate::engine::session::{EngineError, OptimizerSettings, Session};
 pub enum DeviceError {
     #[error("this build has no CUDA; use likeness-trainer-cuda, or --device cpu")]
     NoCuda,
+    #[error("cannot use the GPU")]
+    Cuda(#[source] EngineError),
     #[error("unknown device `{0}`; known: cpu, cuda")]
     Unknown(String),
 }
@@ -18,17 +26,26 @@ pub enum DeviceError {
 #[derive(Clone, Debug)]
 pub enum Device {
     Cpu,
+    Cuda(Arc<cuda::device::Device>),
 }
 
-/// Opens the device named on the command line; without a name, the one this build is for.
+/// Opens the device named on the command line; without a name, the GPU where this build can use one, else the CPU.
 ///
 /// # Errors
 /// When there is no such device, or this build cannot use it.
 pub fn open(name: Option<&str>) -> Result<Device, DeviceError> {
-    match name.unwrap_or(build()) {
-        "cpu" => Ok(Device::Cpu),
-        "cuda" => Err(DeviceError::NoCuda),
-        other => Err(DeviceError::Unknown(other.into())),
+    match (name, build()) {
+        (Some("cpu"), _) | (None, "cpu") => Ok(Device::Cpu),
+        (Some("cuda"), "cpu") => Err(DeviceError::NoCuda),
+        (Some("cuda"), _) => Ok(Device::Cuda(cuda::device::Device::open().map_err(DeviceError::Cuda)?)),
+        (None, _) => Ok(cuda::device::Device::open().map_or_else(
+            |error| {
+                tracing::warn!("computing on the CPU: {error}");
+                Device::Cpu
+            },
+            Device::Cuda,
+        )),
+        (Some(other), _) => Err(DeviceError::Unknown(other.into())),
     }
 }
 
@@ -38,13 +55,51 @@ pub fn build() -> &'static str {
 }
 
 impl Device {
-    /// Room for weights, all zero as yet, and for what runs on them.
+    /// Room for weights, all zero as yet, and for what runs on them. Networks compute in `precision`, the CPU always in
+    /// f32; trained weights are exact f32 in any case.
     ///
     /// # Errors
-    /// When there is less memory than the weights need.
-    pub fn session(&self, params: ParamTable, optimizer: OptimizerSettings) -> Result<Box<dyn Session>, EngineError> {
+    /// When there is less memory than the weights need, or the device does not compute in that precision.
+    pub fn session(
+        &self,
+        params: ParamTable,
+        optimizer: OptimizerSettings,
+        precision: Precision,
+    ) -> Result<Box<dyn Session>, EngineError> {
         match self {
             Self::Cpu => Ok(Box::new(CpuSession::new(params, optimizer)?)),
+            Self::Cuda(device) => {
+                let settings = Settings {
+                    element: match precision {
+                        Precision::No => Element::F32,
+                        Precision::Fp16 => Element::F16,
+                        Precision::Bf16 => Element::Bf16,
+                    },
+                    optimizer,
+                    eager: false,
+                    poison: false,
+                };
+                Ok(Box::new(CudaSession::new(params, settings, device)?))
+            }
+        }
+    }
+
+    /// What training computes in when `wanted` is asked for: on the CPU f32; on a GPU 16 bits, unless it is `exactly`
+    /// f32 that is meant, and bf16 only where the card has it.
+    pub fn precision(&self, wanted: Precision, exactly: bool) -> Precision {
+        let Self::Cuda(device) = self else { return Precision::No };
+        match (wanted, device.usual_element()) {
+            (Precision::No, _) if exactly => Precision::No,
+            (Precision::Fp16, _) | (_, Element::F16) => Precision::Fp16,
+            (Precision::No | Precision::Bf16, _) => Precision::Bf16,
+        }
+    }
+
+    /// What drawing with a finished model computes in.
+    pub fn precision_of_drawing(&self) -> Precision {
+        match self {
+            Self::Cpu => Precision::No,
+            Self::Cuda(_) => Precision::Fp16,
         }
     }
 
@@ -56,8 +111,14 @@ impl Device {
                 memory_bytes: available_memory_bytes(),
                 why: match build() {
                     "cpu" => "This build computes on the CPU.".into(),
-                    _ => "The CPU was asked for.".into(),
+                    _ => "The CPU was asked for, or no GPU can be used.".into(),
                 },
+            },
+            Self::Cuda(device) => DeviceInfo {
+                trainer: "cuda".into(),
+                name: device.card().name.clone(),
+                memory_bytes: Some(device.card().memory_bytes),
+                why: "A GPU answers, and its libraries load.".into(),
             },
         }
     }

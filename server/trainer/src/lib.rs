@@ -1,6 +1,7 @@
 //! The engine: models, DreamBooth, samplers, checkpoint formats, CPU and CUDA ops. The only crate that touches candle.
 
 pub mod base_model;
+pub mod bench;
 pub mod dataset;
 pub mod defaults;
 pub mod device;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use app::recipe::Precision;
 use candle_core::{DType, IndexOp, Tensor};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -78,6 +79,7 @@ fn sd21_a_step_on_velocity_gives_the_reference_loss_and_gradients() {
     let wanted: Step = json("tiny-sd21/train.json");
     let learning = Learning {
         text_encoder: true,
+        precision: Precision::No,
         recompute: false,
         optimizer: ADAM,
         keeps_an_eye: false,

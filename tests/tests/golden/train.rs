@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use app::recipe::Adam;
+use app::recipe::{Adam, Precision};
 use candle_core::{DType, IndexOp};
 use serde::Deserialize;
 use trainer::device::Device;
@@ -145,6 +145,7 @@ fn follow(variant: &Variant) {
     let model = formats::load(folder.to_str().unwrap()).unwrap();
     let learning = Learning {
         text_encoder: variant.trains_text_encoder,
+        precision: Precision::No,
         recompute: false,
         optimizer: OptimizerSettings {
             moments: Moments::F32,

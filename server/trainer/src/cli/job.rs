@@ -51,9 +51,10 @@ pub fn run(args: &JobArgs) -> anyhow::Result<ExitCode> {
         class_image_cache: args.class_image_cache.clone(),
     };
     // A fault of ours must end the job, not leave it without a last word.
-    match catch_unwind(AssertUnwindSafe(|| dreambooth::train(&run).map_err(Box::new))) {
+    let train = || dreambooth::train(&run).map_err(|error| error.failure());
+    match catch_unwind(AssertUnwindSafe(train)) {
         Ok(Ok(ended)) => Ok(status(ended)),
-        Ok(Err(error)) => Ok(failed(&run.log, error.failure())),
+        Ok(Err(failure)) => Ok(failed(&run.log, failure)),
         Err(_panic) => {
             let failure = Failure {
                 code: "bug".into(),

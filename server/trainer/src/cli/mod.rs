@@ -8,6 +8,7 @@ mod inspect;
 mod job;
 mod progress;
 mod sample;
+mod selftest;
 mod train;
 
 use std::ffi::OsString;
@@ -37,6 +38,10 @@ enum Command {
     Convert(convert::ConvertArgs),
     /// Say what a base model is and what settings suit it, as JSON
     Inspect(inspect::InspectArgs),
+    /// Time a training step, or drawing images, on random weights
+    Bench(trainer::bench::cli::BenchArgs),
+    /// Check everything that the GPU computes, on the GPU of this machine
+    Selftest(selftest::SelftestArgs),
     /// Say what this machine offers and what would be used
     Doctor(doctor::DoctorArgs),
     /// Run a job folder of the server: recipe.json in, events.jsonl, samples and export out
@@ -66,6 +71,8 @@ pub fn run() -> ExitCode {
         Command::Sample(args) => sample::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => args.run(),
+        Command::Selftest(args) => selftest::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Job(args) => job::run(&args),
         Command::Pretrain(args) => pretrain(args),

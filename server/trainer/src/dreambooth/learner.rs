@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use app::recipe::Recipe;
+use app::recipe::{Precision, Recipe};
 use candle_core::Tensor;
 
 use super::error::TrainError;
@@ -50,12 +50,14 @@ pub struct Learning {
     /// Activations are computed again in the backward (gradient checkpointing).
     pub recompute: bool,
     pub optimizer: OptimizerSettings,
+    /// What networks compute in.
+    pub precision: Precision,
     /// The U-Net as it was is kept, for the meters.
     pub keeps_an_eye: bool,
 }
 
 impl Learning {
-    pub fn of(recipe: &Recipe, keeps_an_eye: bool) -> Self {
+    pub fn of(recipe: &Recipe, precision: Precision, keeps_an_eye: bool) -> Self {
         let adam = &recipe.adam;
         Self {
             text_encoder: recipe.train_text_encoder,
@@ -70,6 +72,7 @@ impl Learning {
                 weight_decay: adam.adam_weight_decay,
                 epsilon: adam.adam_epsilon,
             },
+            precision,
             keeps_an_eye,
         }
     }
@@ -103,7 +106,7 @@ impl Learner {
             None => {}
         }
         let latents_scale = plan.vae(Part::Vae)?.scaling_factor;
-        let mut networks = networks(plan, learning.optimizer, device)?;
+        let mut networks = networks(plan, learning.optimizer, learning.precision, device)?;
         networks.load(Part::UNet, &base.unet)?;
         networks.load(Part::TextEncoder, &base.text_encoder)?;
         if learning.keeps_an_eye {
@@ -142,7 +145,7 @@ impl Learner {
     /// # Errors
     /// As `new`.
     pub fn for_drawing(mut base: ModelWeights, device: &Device) -> Result<Self, TrainError> {
-        let mut networks = networks(plan(&base), UNUSED, device)?;
+        let mut networks = networks(plan(&base), UNUSED, device.precision_of_drawing(), device)?;
         let parts = [
             (Part::UNet, &mut base.unet),
             (Part::TextEncoder, &mut base.text_encoder),
@@ -210,7 +213,15 @@ fn plan(model: &ModelWeights) -> Plan {
     }
 }
 
-fn networks(plan: Plan, optimizer: OptimizerSettings, device: &Device) -> Result<Networks, TrainError> {
-    let session = device.session(plan.params()?, optimizer).map_err(NetworkError::from)?;
+fn networks(
+    plan: Plan,
+    optimizer: OptimizerSettings,
+    precision: Precision,
+    device: &Device,
+) -> Result<Networks, TrainError> {
+    let params = plan.params()?;
+    let session = device
+        .session(params, optimizer, precision)
+        .map_err(NetworkError::from)?;
     Ok(Networks::new(plan, session))
 }

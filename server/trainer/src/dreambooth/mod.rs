@@ -77,7 +77,12 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     space::check(run, Parameters::of(&base, recipe.train_text_encoder))?;
     let drawing_vae = other_vae.as_ref().map_or(&base, |other| &other.weights);
     let model = class_images::model_identity(&base, drawing_vae)?;
-    let mut learner = Learner::new(base, other_vae, &Learning::of(recipe, metered), &run.device)?;
+    let mut learner = Learner::new(
+        base,
+        other_vae,
+        &Learning::of(recipe, run.precision(), metered),
+        &run.device,
+    )?;
 
     run.tell_cut_sample_prompts(&learner.tokenizer)?;
     if recipe.prior.is_some() {

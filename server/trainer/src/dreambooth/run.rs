@@ -130,20 +130,21 @@ impl Run {
         for sentence in recipe.unused() {
             self.warn("no_effect", sentence)?;
         }
-        if self.precision() != recipe.mixed_precision {
-            self.warn(
-                "mixed_precision",
-                "the CPU trains in full precision whatever mixed_precision says".into(),
-            )?;
-        }
+        let message = match (self.precision(), recipe.mixed_precision) {
+            (precision, wanted) if precision == wanted => return Ok(()),
+            (Precision::No, _) => "the CPU trains in full precision whatever mixed_precision says",
+            (Precision::Bf16, _) => "the GPU computes in bf16 over exact f32 weights; strict_tutorial computes in f32",
+            (Precision::Fp16, Precision::Bf16) => "this GPU has no bf16; it computes in fp16 over exact f32 weights",
+            (Precision::Fp16, _) => "the GPU computes in fp16 over exact f32 weights; strict_tutorial computes in f32",
+        };
+        self.warn("mixed_precision", message.into())?;
         Ok(())
     }
 
     /// What training computes in.
     pub(super) fn precision(&self) -> Precision {
-        match self.device {
-            Device::Cpu => Precision::No,
-        }
+        let recipe = &self.recipe;
+        self.device.precision(recipe.mixed_precision, recipe.strict_tutorial)
     }
 
     /// Reads every photo once before anything slow starts, so that a damaged one is named at once.

@@ -1,5 +1,7 @@
 //! Networks of a few weights, for tests of what is done with them.
 
+use app::recipe::Precision;
+
 use crate::device::Device;
 use crate::engine::ir::Group;
 use crate::engine::nets::networks::Networks;
@@ -26,7 +28,7 @@ pub fn tiny_networks() -> Networks {
         epsilon: 1e-8,
     };
     let session = Device::Cpu
-        .session(plan.params().expect("params"), settings)
+        .session(plan.params().expect("params"), settings, Precision::No)
         .expect("session");
     let mut networks = Networks::new(plan, session);
     let weights = random_weights(ModelConfig::TextEncoder(&config), 1).expect("weights");

@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod autodiff;
 pub mod builder;
 pub mod cpu;
+pub mod cuda;
 pub mod ir;
 pub mod layout;
 pub mod nets;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::ir::{Kind, Program, ValueId};
+use super::ir::{Kind, Op, Program, ValueId};
 use super::operands::operands;
 
 /// What every offset is a multiple of: a GPU's vector loads and cuBLAS want 16, memory transactions 128, cuDNN 256.
@@ -60,13 +60,18 @@ impl Life {
 /// The lives of all values by index; a use of a view is a use of its root. `None` for views, and for what no
 /// instruction touches.
 pub fn lives(program: &Program) -> Vec<Option<Life>> {
+    lingering_lives(program, |_| 0)
+}
+
+fn lingering_lives(program: &Program, lingers: impl Fn(&Op) -> usize) -> Vec<Option<Life>> {
     let mut lives: Vec<Option<Life>> = vec![None; program.values.len()];
     for (index, op) in program.code.iter().enumerate() {
         let touched = operands(op);
+        let until = index + lingers(op);
         for &id in touched.reads.iter().chain(&touched.writes) {
             let life = &mut lives[program.root(id).0 as usize];
-            let first = life.map_or(index, |life| life.first);
-            *life = Some(Life { first, last: index });
+            let (first, last) = life.map_or((index, until), |life| (life.first, life.last.max(until)));
+            *life = Some(Life { first, last });
         }
     }
     lives
@@ -74,6 +79,12 @@ pub fn lives(program: &Program) -> Vec<Option<Life>> {
 
 /// `size_of`: bytes of one element.
 pub fn plan(program: &Program, size_of: impl Fn(Kind) -> usize) -> Places {
+    plan_lingering(program, size_of, |_| 0)
+}
+
+/// [`plan`], where what an instruction touches is left alone for some instructions more: for a device that runs it
+/// beside those.
+pub fn plan_lingering(program: &Program, size_of: impl Fn(Kind) -> usize, lingers: impl Fn(&Op) -> usize) -> Places {
     let nowhere = Place {
         area: Area::Arena,
         offset: 0,
@@ -95,7 +106,7 @@ pub fn plan(program: &Program, size_of: impl Fn(Kind) -> usize) -> Places {
         kept_bytes += padded(bytes(index));
     }
 
-    let lives = lives(program);
+    let lives = lingering_lives(program, lingers);
     let mut shared: Vec<(usize, Life)> = (lives.iter().enumerate())
         .filter(|(index, _)| !kept.contains(index))
         .filter_map(|(index, life)| Some((index, (*life)?)))
@@ -143,7 +154,7 @@ fn padded(bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::ir::{Op, Value};
+    use crate::engine::ir::Value;
     use proptest::prelude::*;
 
     fn size_of(kind: Kind) -> usize {

@@ -103,7 +103,7 @@ impl Student {
         folder: &Path,
         device: &Device,
     ) -> Result<Self, PretrainError> {
-        let session = device.session(plan.params()?, OPTIMIZER)?;
+        let session = device.session(plan.params()?, OPTIMIZER, app::recipe::Precision::No)?;
         let mut networks = Networks::new(plan, session);
         for (part, weights) in weights {
             networks.load(*part, weights)?;

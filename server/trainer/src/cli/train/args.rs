@@ -154,7 +154,7 @@ pub struct TrainArgs {
     #[arg(long, help_heading = "Training")]
     pub strict_tutorial: bool,
 
-    /// no, fp16 or bf16; a CPU computes in 32 bits whatever this says [script: no]
+    /// no, fp16 or bf16; a CPU computes in 32 bits whatever this says, a GPU in 16 unless --strict_tutorial [script: no]
     #[arg(long, value_parser = word::<Precision>, help_heading = "Speed and memory")]
     pub mixed_precision: Option<Precision>,
     /// Compute some of each step twice to need less memory

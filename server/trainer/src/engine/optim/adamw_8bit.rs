@@ -63,6 +63,11 @@ impl Code {
         &self.values
     }
 
+    /// Halfway between each entry and the next; the last one is out of reach.
+    pub fn midpoints(&self) -> &[f32; 256] {
+        &self.midpoints
+    }
+
     /// The code of the entry nearest to `value`.
     #[inline(always)]
     pub fn nearest(&self, value: f32) -> u8 {

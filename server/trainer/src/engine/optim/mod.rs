@@ -15,7 +15,7 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
 }
 
 /// The exponents `1 - b1^t` and `1 - b2^t` of update `t`, which undo the moments' start at zero.
-fn bias_corrections(settings: &OptimizerSettings, update: &Update) -> (f64, f64) {
+pub(super) fn bias_corrections(settings: &OptimizerSettings, update: &Update) -> (f64, f64) {
     let t = i32::try_from(update.number).unwrap_or(i32::MAX);
     (1. - settings.beta1.powi(t), 1. - settings.beta2.powi(t))
 }

@@ -1,0 +1,423 @@
+//! What each instruction becomes on the GPU.
+
+use std::ops::Range;
+
+use super::{
+    super::{
+        ir::{Kind, Op, ParamId, ParamTable, Program, ValueId, Window},
+        operands::operands,
+        plan::{self, Area},
+        session::Result,
+    },
+    blas::{self, Scratch},
+    call::{Address, Call, Element},
+    calls::{attention, pointwise, sums},
+    device::Libraries,
+    dnn,
+    gpu::Lane,
+    library::failed,
+    store::Store,
+    work::{Step, Work},
+};
+
+/// Where the memory is that the plan speaks of.
+pub(super) struct Places<'a> {
+    pub places: &'a plan::Places,
+    pub kept: Address,
+    pub arena: Address,
+    /// Of the main lane and of the side lane.
+    pub workspaces: [Address; 2],
+}
+
+pub(super) struct Lowering<'a> {
+    pub program: &'a Program,
+    pub params: &'a ParamTable,
+    pub store: &'a Store,
+    pub element: Element,
+    pub places: Places<'a>,
+}
+
+/// A program's work.
+pub(super) struct Lowered {
+    pub steps: Vec<Step>,
+    /// What our own kernels need of the memory that all work shares.
+    pub workspace_bytes: usize,
+}
+
+/// The work of one instruction while it is written down.
+pub(super) struct Writing<'a, 'l> {
+    pub of: &'a Lowering<'a>,
+    libraries: &'l mut Libraries,
+    scratch: &'l mut Scratch,
+    pub work: Vec<Work>,
+    lane: Lane,
+    workspace_bytes: usize,
+}
+
+/// Gradients of weights run beside the rest.
+pub(super) fn lane_of(op: &Op) -> Lane {
+    match op {
+        Op::LinearGradW { .. } | Op::ConvGradW { .. } => Lane::Side,
+        _ => Lane::Main,
+    }
+}
+
+impl Lowering<'_> {
+    /// # Errors
+    /// When a library has no way to compute an instruction.
+    pub fn all(&self, libraries: &mut Libraries, scratch: &mut Scratch) -> Result<Lowered> {
+        let mut lowered = Lowered {
+            steps: Vec::new(),
+            workspace_bytes: 0,
+        };
+        for op in &self.program.code {
+            let mut writing = Writing {
+                of: self,
+                libraries,
+                scratch,
+                work: Vec::new(),
+                lane: lane_of(op),
+                workspace_bytes: 0,
+            };
+            writing.op(op)?;
+            lowered.workspace_bytes = lowered.workspace_bytes.max(writing.workspace_bytes);
+            let (lane, work) = (writing.lane, writing.work);
+            let touched = operands(op);
+            let ranges = |ids: &[ValueId]| ids.iter().map(|&id| self.range(id)).collect();
+            lowered.steps.push(Step {
+                name: op.name(),
+                lane,
+                work,
+                reads: ranges(&touched.reads),
+                writes: ranges(&touched.writes),
+            });
+        }
+        Ok(lowered)
+    }
+
+    pub fn at(&self, id: ValueId) -> Address {
+        let place = self.places.places.of(id);
+        let area = match place.area {
+            Area::Kept => self.places.kept,
+            Area::Arena => self.places.arena,
+        };
+        area.offset(place.offset)
+    }
+
+    /// Its addresses.
+    fn range(&self, id: ValueId) -> Range<u64> {
+        let start = self.at(id).0;
+        start..start + self.places.places.of(id).bytes as u64
+    }
+
+    pub fn maybe_at(&self, id: Option<ValueId>) -> Address {
+        id.map_or(Address::NONE, |id| self.at(id))
+    }
+
+    pub fn dims(&self, id: ValueId) -> &[usize] {
+        &self.program.value(id).dims
+    }
+
+    pub fn len(&self, id: ValueId) -> usize {
+        self.program.value(id).len()
+    }
+
+    pub fn channels(&self, id: ValueId) -> usize {
+        self.program.value(id).channels()
+    }
+
+    /// Everything but the channels.
+    pub fn rows(&self, id: ValueId) -> usize {
+        self.len(id) / self.channels(id)
+    }
+
+    fn map(&self, id: ValueId) -> Result<[usize; 4]> {
+        let dims = self.dims(id);
+        dims.try_into()
+            .map_err(|_| failed("a convolution", format!("of {dims:?}, which is no map")))
+    }
+
+    pub fn element_of(&self, id: ValueId) -> Element {
+        match self.program.value(id).kind {
+            Kind::Activation => self.element,
+            Kind::F32 | Kind::Ids => Element::F32,
+        }
+    }
+
+    fn same(&self, a: ValueId, b: ValueId) -> bool {
+        self.program.root(a) == self.program.root(b)
+    }
+
+    /// Of a weight's gradient; none where the weight is frozen.
+    pub fn gradient_at(&self, id: Option<ParamId>) -> Address {
+        id.and_then(|id| self.store.gradient_at(id)).unwrap_or(Address::NONE)
+    }
+}
+
+/// The shape of a linear layer.
+#[derive(Clone, Copy)]
+struct Layer {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Writing<'_, '_> {
+    pub fn calls(&mut self, calls: impl IntoIterator<Item = Call>) {
+        self.work.extend(calls.into_iter().map(Work::Kernel));
+    }
+
+    /// Room in the workspace, for this instruction alone.
+    pub fn room(&mut self, bytes: usize) -> Address {
+        self.workspace_bytes = self.workspace_bytes.max(bytes);
+        self.of.places.workspaces[usize::from(self.lane == Lane::Side)]
+    }
+
+    fn product(
+        &mut self,
+        product: blas::Product,
+        Layer { rows, inputs, outputs }: Layer,
+        plus: bool,
+        operands: blas::Operands,
+    ) -> Result<()> {
+        let shape = blas::Shape {
+            product,
+            element: self.of.element,
+            rows,
+            inputs,
+            outputs,
+            plus,
+        };
+        let Libraries { linear, choices, .. } = &mut *self.libraries;
+        let plan = linear.of(shape, choices, self.scratch)?;
+        self.work.push(Work::Product(plan, operands));
+        Ok(())
+    }
+
+    fn convolution(
+        &mut self,
+        product: dnn::Product,
+        (x, y, window): ([usize; 4], [usize; 4], Window),
+        plus: bool,
+        operands: dnn::Operands,
+    ) -> Result<()> {
+        let shape = dnn::Shape {
+            product,
+            element: self.of.element,
+            x,
+            y,
+            window,
+            plus,
+        };
+        let Libraries { conv, choices, .. } = &mut *self.libraries;
+        let plan = conv.of(shape, choices, self.scratch)?;
+        self.work.push(Work::Convolution(plan, operands));
+        Ok(())
+    }
+
+    fn op(&mut self, op: &Op) -> Result<()> {
+        match *op {
+            Op::Linear {
+                x,
+                w,
+                bias,
+                residual,
+                y,
+            } => {
+                let layer = Layer {
+                    rows: self.of.rows(x),
+                    inputs: self.of.channels(x),
+                    outputs: self.of.channels(y),
+                };
+                let operands = blas::Operands {
+                    a: self.of.store.weight_at(w),
+                    b: self.of.at(x),
+                    bias: bias.map_or(Address::NONE, |bias| self.of.store.weight_at(bias)),
+                    plus: self.of.maybe_at(residual),
+                    result: self.of.at(y),
+                };
+                let product = blas::Product::Forward { bias: bias.is_some() };
+                self.product(product, layer, residual.is_some(), operands)
+            }
+            Op::LinearGradX { dy, w, plus, dx } => {
+                let layer = Layer {
+                    rows: self.of.rows(dx),
+                    inputs: self.of.channels(dx),
+                    outputs: self.of.channels(dy),
+                };
+                let operands = blas::Operands {
+                    a: self.of.store.weight_at(w),
+                    b: self.of.at(dy),
+                    bias: Address::NONE,
+                    plus: self.of.maybe_at(plus),
+                    result: self.of.at(dx),
+                };
+                self.product(blas::Product::GradX, layer, plus.is_some(), operands)
+            }
+            Op::LinearGradW { dy, x, w, bias, add } => {
+                let layer = Layer {
+                    rows: self.of.rows(x),
+                    inputs: self.of.channels(x),
+                    outputs: self.of.channels(dy),
+                };
+                if let Some(result) = self.of.store.gradient_at(w) {
+                    let operands = blas::Operands {
+                        a: self.of.at(x),
+                        b: self.of.at(dy),
+                        bias: Address::NONE,
+                        plus: result,
+                        result,
+                    };
+                    self.product(blas::Product::GradW, layer, add, operands)?;
+                }
+                self.bias_gradient(bias, dy, add)
+            }
+            Op::Conv {
+                x,
+                w,
+                bias,
+                residual,
+                window,
+                y,
+            } => {
+                let shape = (self.of.map(x)?, self.of.map(y)?, window);
+                let operands = dnn::Operands {
+                    x: self.of.at(x),
+                    w: self.of.store.weight_at(w),
+                    y: self.of.at(y),
+                };
+                // A residual in the result's own place is added by the convolution; any other, and the bias, in a pass after
+                // it, which costs less than cuDNN's fused kernels lose in the product.
+                let in_place = residual.is_some_and(|residual| self.of.same(residual, y));
+                self.convolution(dnn::Product::Forward, shape, in_place, operands)?;
+                self.bias_and_residual(bias, residual.filter(|_| !in_place), y)
+            }
+            Op::ConvGradX {
+                dy,
+                w,
+                window,
+                plus,
+                dx,
+            } => {
+                let shape = (self.of.map(dx)?, self.of.map(dy)?, window);
+                let operands = dnn::Operands {
+                    x: self.of.at(dx),
+                    w: self.of.store.weight_at(w),
+                    y: self.of.at(dy),
+                };
+                if let Some(plus) = plus.filter(|&plus| !self.of.same(plus, dx)) {
+                    self.work.push(Work::Copy {
+                        from: self.of.at(plus),
+                        to: self.of.at(dx),
+                        bytes: self.of.len(dx) * self.of.element.bytes(),
+                    });
+                }
+                self.convolution(dnn::Product::GradX, shape, plus.is_some(), operands)
+            }
+            Op::ConvGradW {
+                dy,
+                x,
+                w,
+                bias,
+                window,
+                add,
+            } => {
+                if let Some(result) = self.of.store.gradient_at(w) {
+                    let shape = (self.of.map(x)?, self.of.map(dy)?, window);
+                    let operands = dnn::Operands {
+                        x: self.of.at(x),
+                        w: result,
+                        y: self.of.at(dy),
+                    };
+                    self.convolution(dnn::Product::GradW, shape, add, operands)?;
+                }
+                self.bias_gradient(bias, dy, add)
+            }
+            Op::Attention { .. } | Op::AttentionGrad { .. } => self.attention(op),
+            _ => self.small(op),
+        }
+    }
+
+    /// Sums over everything but the channels.
+    fn bias_gradient(&mut self, bias: Option<ParamId>, dy: ValueId, add: bool) -> Result<()> {
+        let result = self.of.gradient_at(bias);
+        if result != Address::NONE {
+            let (element, size) = (self.of.element, [self.of.rows(dy), self.of.channels(dy)]);
+            let workspace = self.room(sums::column_sums_workspace(element, size[0], size[1]));
+            self.calls(sums::column_sums(element, self.of.at(dy), result, workspace, size, add));
+        }
+        Ok(())
+    }
+
+    fn bias_and_residual(&mut self, bias: Option<ParamId>, residual: Option<ValueId>, y: ValueId) -> Result<()> {
+        let bias = bias.map_or(Address::NONE, |bias| self.of.store.weight_at(bias));
+        let (residual, rows, channels) = (self.of.maybe_at(residual), self.of.rows(y), self.of.channels(y));
+        let calls = pointwise::bias_residual(self.of.element, self.of.at(y), bias, residual, rows, channels);
+        self.calls(calls);
+        Ok(())
+    }
+
+    fn attention(&mut self, op: &Op) -> Result<()> {
+        let shape = |q: ValueId, k: ValueId, heads: usize, causal: bool| attention::Shape {
+            rows: self.of.dims(q)[0],
+            queries: self.of.dims(q)[1],
+            keys: self.of.dims(k)[1],
+            heads,
+            head_size: self.of.channels(q) / heads,
+            causal,
+        };
+        let element = self.of.element;
+        let wide = |error: attention::TooWide| failed("an attention", error.to_string());
+        match *op {
+            Op::Attention {
+                q,
+                k,
+                v,
+                heads,
+                causal,
+                y,
+                stats,
+            } => {
+                let at = attention::Forward {
+                    q: self.of.at(q),
+                    k: self.of.at(k),
+                    v: self.of.at(v),
+                    y: self.of.at(y),
+                    stats: self.of.at(stats),
+                };
+                self.calls(attention::forward(element, &shape(q, k, heads, causal), &at).map_err(wide)?);
+            }
+            Op::AttentionGrad {
+                dy,
+                q,
+                k,
+                v,
+                y,
+                stats,
+                heads,
+                causal,
+                dq,
+                dk,
+                dv,
+            } => {
+                let shape = shape(q, k, heads, causal);
+                let bytes = attention::backward_workspace(element, &shape).map_err(wide)?;
+                let at = attention::Backward {
+                    dy: self.of.at(dy),
+                    q: self.of.at(q),
+                    k: self.of.at(k),
+                    v: self.of.at(v),
+                    y: self.of.at(y),
+                    stats: self.of.at(stats),
+                    dq: self.of.at(dq),
+                    dk: self.of.at(dk),
+                    dv: self.of.at(dv),
+                    workspace: self.room(bytes),
+                };
+                self.calls(attention::backward(element, &shape, &at).map_err(wide)?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! Small networks with every instruction in them, in shapes that no kernel's tile fits.
+
+use super::Result;
+use crate::engine::{
+    autodiff::{Backward, backward},
+    builder::{Bias, Builder, Scope},
+    ir::{Activation, Group, Kind, ParamTable, Program, Shift, ValueId, Window},
+    nets::{
+        text_encoder::text_encoder,
+        unet::{UNetInputs, unet},
+        vae,
+    },
+};
+use crate::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
+
+/// A training step with its weights.
+pub(super) struct Network {
+    pub name: &'static str,
+    pub table: ParamTable,
+    pub program: Program,
+}
+
+impl Network {
+    /// `write` gives the prediction; its first dimension is the rows. `wanted`: inputs that get gradients, too.
+    pub fn new(
+        name: &'static str,
+        accumulate: bool,
+        write: impl FnOnce(&mut Builder) -> Result<(ValueId, Vec<(&'static str, ValueId)>)>,
+    ) -> Result<Self> {
+        let mut table = ParamTable::default();
+        let mut b = Builder::new(&mut table);
+        let (predicted, wanted) = write(&mut b)?;
+        let dims = b.dims(predicted).to_vec();
+        let target = b.input("target", &dims, Kind::F32);
+        let weights = b.input("weights", &dims[..1], Kind::F32);
+        let scale = b.input("scale", &[1], Kind::F32);
+        let (losses, dpredicted) = b.mse(predicted, target, weights, scale);
+        b.output("losses", losses);
+        let forward = b.finish()?;
+        let options = Backward {
+            accumulate,
+            recompute: false,
+            wanted: &wanted,
+        };
+        let program = backward(forward, &table, &[(predicted, dpredicted)], options)?;
+        Ok(Self { name, table, program })
+    }
+}
+
+pub(super) fn unet_config() -> Result<UNetConfig> {
+    Ok(serde_json::from_str(
+        r#"{"sample_size": 8, "block_out_channels": [16, 24, 32, 32], "cross_attention_dim": 24, "norm_num_groups": 8,
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+            "attention_head_dim": 8}"#,
+    )?)
+}
+
+pub(super) fn text_config() -> Result<TextEncoderConfig> {
+    Ok(serde_json::from_str(
+        r#"{"vocab_size": 100, "hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4}"#,
+    )?)
+}
+
+pub(super) fn vae_config() -> Result<VaeConfig> {
+    Ok(serde_json::from_str(
+        r#"{"block_out_channels": [8, 16], "norm_num_groups": 4}"#,
+    )?)
+}
+
+/// Prompt to prediction, both networks trained: `rows` maps of `height` by `width` latents, prompts of `tokens`.
+pub(super) fn dreambooth(rows: usize, [height, width]: [usize; 2], tokens: usize) -> Result<Network> {
+    Network::new("dreambooth", false, |b| {
+        let ids = b.input("ids", &[rows, tokens], Kind::Ids);
+        let scope = Scope::new("text_encoder", Group::TextEncoder, true);
+        let context = text_encoder(b, &text_config()?, ids, 1, &scope)?;
+        let latents = b.input("latents", &[rows, height, width, 4], Kind::F32);
+        let latents = b.cast(latents, Kind::Activation);
+        let time = b.input("time", &[rows, 16], Kind::F32);
+        let time = b.cast(time, Kind::Activation);
+        let inputs = UNetInputs { latents, time, context };
+        let predicted = unet(b, &unet_config()?, inputs, &Scope::new("unet", Group::UNet, true))?;
+        Ok((predicted, Vec::new()))
+    })
+}
+
+/// Both halves, with gradients of weights and of the input. The encoder pads at one side alone.
+pub(super) fn autoencoder() -> Result<Network> {
+    Network::new("vae", false, |b| {
+        let images = b.input("images", &[2, 10, 6, 3], Kind::Activation);
+        let scope = Scope::new("vae", Group::Vae, true);
+        let moments = vae::encode(b, &vae_config()?, images, &scope)?;
+        let z = b.linear(moments, &scope.at("between"), 4, Bias::Own, None);
+        Ok((vae::decode(b, &vae_config()?, z, &scope)?, vec![("d images", images)]))
+    })
+}
+
+/// Convolutions and norms of the widths that SD 1.5 has, on few pixels.
+pub(super) fn wide() -> Result<Network> {
+    Network::new("wide", true, |b| {
+        let scope = Scope::new("unet", Group::UNet, true);
+        let x = b.input("x", &[2, 9, 7, 320], Kind::Activation);
+        let rows = b.input("rows", &[2, 640], Kind::Activation);
+        let window = |stride| Window {
+            kernel: 3,
+            stride,
+            before: 1,
+            after: 1,
+        };
+        let h = b.conv(x, &scope.at("conv1"), 640, window(1), Bias::None, None);
+        let channels = Some(b.weight(&scope.at("conv1"), "bias", &[640]));
+        let rows = Some(rows);
+        let h = b.group_norm(h, Shift { rows, channels }, &scope.at("norm"), (32, 1e-5), true);
+        let skip = b.pointwise(x, &scope.at("skip"), 640, None);
+        let h = b.conv(h, &scope.at("conv2"), 640, window(1), Bias::Own, Some(skip));
+        let h = b.conv(h, &scope.at("down"), 320, window(2), Bias::Own, None);
+        let up = b.upsample(h, 9, 7);
+        let both = b.concat(up, x);
+        let h = b.group_norm(both, Shift::default(), &scope.at("last"), (32, 1e-5), false);
+        let y = b.conv(h, &scope.at("out"), 4, window(1), Bias::Own, None);
+        Ok((y, vec![("d x", x)]))
+    })
+}
+
+/// Attention with one head size: over itself (causal or not) and over few tokens, and the layers around it.
+pub(super) fn attention(name: &'static str, head: usize, tokens: usize, causal: bool) -> Result<Network> {
+    Network::new(name, false, |b| {
+        let scope = Scope::new("unet", Group::UNet, true);
+        let (heads, width) = (2, 2 * head);
+        let x = b.input("x", &[2, tokens, width], Kind::Activation);
+        let context = b.input("context", &[2, 77, 24], Kind::Activation);
+        let n = b.layer_norm(x, &scope.at("norm1"), 1e-5);
+        let qkv = ["q", "k", "v"].map(|name| b.linear(n, &scope.at(name), width, Bias::None, None));
+        let h = b.attention(qkv, heads, causal);
+        let x1 = b.linear(h, &scope.at("out"), width, Bias::Own, Some(x));
+        let n = b.layer_norm(x1, &scope.at("norm2"), 1e-5);
+        let q = b.linear(n, &scope.at("cross.q"), width, Bias::None, None);
+        let [k, v] = ["cross.k", "cross.v"].map(|name| b.linear(context, &scope.at(name), width, Bias::None, None));
+        let h = b.attention([q, k, v], heads, false);
+        let x2 = b.linear(h, &scope.at("cross.out"), width, Bias::Own, Some(x1));
+        let gate = b.linear(x2, &scope.at("gate"), 4 * width, Bias::Own, None);
+        let h = b.geglu(gate);
+        let h = b.linear(h, &scope.at("down"), width, Bias::Own, Some(x2));
+        let h = b.activate(Activation::QuickGelu, h);
+        let h = b.activate(Activation::Gelu, h);
+        Ok((h, vec![("d x", x), ("d context", context)]))
+    })
+}

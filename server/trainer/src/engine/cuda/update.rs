@@ -1,0 +1,274 @@
+//! The optimizer on the GPU: moments, the numbers of an update, and the work that applies it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    super::{
+        ir::{ParamId, ParamTable},
+        optim::adamw_8bit::BLOCK,
+        session::{EngineError, Moments, OptimizerSettings, Result, Update, Updated},
+    },
+    call::{Address, Call, Element},
+    calls::optimizer::{self, Arena},
+    convert,
+    gpu::{Gpu, Lane, Memory, Pinned},
+    library::failed,
+    store::Store,
+};
+
+pub(super) struct Optimizer {
+    gpu: Arc<Gpu>,
+    settings: OptimizerSettings,
+    /// Made when it is first needed: a session that only draws has none.
+    state: Option<State>,
+}
+
+struct State {
+    /// Moments in f32, of the first weights in the store's order.
+    first: Memory,
+    second: Memory,
+    /// Moments in 8 bits, of the others.
+    first_codes: Memory,
+    first_largest: Memory,
+    second_codes: Memory,
+    second_largest: Memory,
+    numbers: Memory,
+    result: Memory,
+    /// Only held.
+    _rest: [Memory; 3],
+    departing: Pinned,
+    arriving: Pinned,
+    calls: Vec<Call>,
+}
+
+/// A part of a weight's moments, under the name that torch or bitsandbytes gives it.
+struct Part {
+    name: &'static str,
+    at: Address,
+    bytes: usize,
+}
+
+impl Optimizer {
+    pub fn new(gpu: &Arc<Gpu>, settings: OptimizerSettings) -> Self {
+        Self {
+            gpu: gpu.clone(),
+            settings,
+            state: None,
+        }
+    }
+
+    /// Makes room for the moments, all zero, unless it is there.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn prepare(&mut self, store: &Store, params: &ParamTable) -> Result<()> {
+        let Some(gradients) = store.gradients.as_ref().filter(|_| self.state.is_none()) else {
+            return Ok(());
+        };
+        let (exact, trained) = (store.layout.exact, store.layout.trained);
+        let (coded, blocks) = (trained - exact, (trained - exact) / BLOCK);
+        let room = |bytes| -> Result<Memory> {
+            let memory = Memory::new(&self.gpu, bytes, "the optimizer")?;
+            memory.fill(0)?;
+            Ok(memory)
+        };
+        let (first, second) = (room(4 * exact)?, room(4 * exact)?);
+        let (first_codes, second_codes) = (room(coded)?, room(coded)?);
+        let (first_largest, second_largest) = (room(4 * blocks)?, room(4 * blocks)?);
+        let mut owners = vec![0u8; trained / BLOCK];
+        for (index, param) in params.params.iter().enumerate() {
+            let slot = store.layout.slot(ParamId(index as u32));
+            if slot.trained {
+                let blocks = slot.start / BLOCK..(slot.start + slot.len).div_ceil(BLOCK);
+                owners[blocks].fill(optimizer::group_index(param.group));
+            }
+        }
+        let (groups, tables) = (self.keep(&owners)?, self.keep(&optimizer::tables())?);
+        let workspace = room(optimizer::WORKSPACE_BYTES)?;
+        let (numbers, result) = (room(4 * optimizer::NUMBERS)?, room(optimizer::RESULT_BYTES)?);
+        let at = Arena {
+            weights: store.weights.address,
+            rests: store.rests.address,
+            gradients: gradients.address,
+            first: first.address,
+            second: second.address,
+            first_codes: first_codes.address,
+            first_largest: first_largest.address,
+            second_codes: second_codes.address,
+            second_largest: second_largest.address,
+            groups: groups.address,
+            tables: tables.address,
+            numbers: numbers.address,
+            result: result.address,
+            workspace: workspace.address,
+        };
+        let calls = optimizer::update(store.element, self.settings.moments, &at, exact, trained);
+        self.gpu.wait()?;
+        self.state = Some(State {
+            first,
+            second,
+            first_codes,
+            first_largest,
+            second_codes,
+            second_largest,
+            numbers,
+            result,
+            _rest: [groups, tables, workspace],
+            departing: Pinned::new(&self.gpu, 4 * optimizer::NUMBERS)?,
+            arriving: Pinned::new(&self.gpu, optimizer::RESULT_BYTES)?,
+            calls,
+        });
+        Ok(())
+    }
+
+    /// Memory with these bytes in it.
+    fn keep(&self, bytes: &[u8]) -> Result<Memory> {
+        let memory = Memory::new(&self.gpu, bytes.len(), "the optimizer")?;
+        self.send(memory.address, bytes)?;
+        Ok(memory)
+    }
+
+    fn send(&self, to: Address, bytes: &[u8]) -> Result<()> {
+        let mut staging = Pinned::new(&self.gpu, bytes.len())?;
+        staging.slice()[..bytes.len()].copy_from_slice(bytes);
+        staging.send(to, bytes.len())?;
+        self.gpu.wait()
+    }
+
+    fn state(&mut self) -> Result<&mut State> {
+        (self.state.as_mut()).ok_or_else(|| failed("an update", "was asked for before any program computes gradients"))
+    }
+
+    /// Writes the numbers of the next update.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn set(&mut self, update: &Update) -> Result<()> {
+        let numbers = optimizer::numbers(&self.settings, update);
+        let state = self.state()?;
+        convert::to_bytes(
+            &numbers,
+            Element::F32,
+            &mut state.departing.slice()[..4 * numbers.len()],
+        );
+        state.departing.send(state.numbers.address, 4 * numbers.len())
+    }
+
+    /// Puts the update on the main lane. `early`: as [`Gpu::launch_on`] says.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn issue(&self, early: bool) -> Result<()> {
+        let calls = self.state.iter().flat_map(|state| &state.calls).enumerate();
+        for (index, call) in calls {
+            self.gpu.launch_on(call, Lane::Main, early || index > 0)?;
+        }
+        Ok(())
+    }
+
+    /// What the last update reports, once it is done.
+    ///
+    /// # Errors
+    /// What the driver answers; errors of anything before come to light here, too.
+    pub fn result(&mut self) -> Result<Updated> {
+        let gpu = self.gpu.clone();
+        let state = self.state()?;
+        state.arriving.fetch(state.result.address, optimizer::RESULT_BYTES)?;
+        gpu.wait()?;
+        let numbers = convert::from_bytes(&state.arriving.slice()[..optimizer::RESULT_BYTES], Element::F32);
+        Ok(Updated {
+            grad_norm: f64::from(numbers[0]),
+            skipped: numbers[2] == 0.,
+        })
+    }
+
+    pub fn held_bytes(&self) -> u64 {
+        let Some(state) = &self.state else { return 0 };
+        let State {
+            first,
+            second,
+            first_codes,
+            first_largest,
+            second_codes,
+            second_largest,
+            ..
+        } = state;
+        let all = [first, second, first_codes, first_largest, second_codes, second_largest];
+        all.iter().map(|memory| memory.bytes as u64).sum()
+    }
+
+    /// The parts of a trained weight's moments.
+    fn parts(&self, store: &Store, id: ParamId) -> Vec<Part> {
+        let (slot, exact) = (store.layout.slot(id), store.layout.exact);
+        let Some(state) = self.state.as_ref().filter(|_| slot.trained) else {
+            return Vec::new();
+        };
+        let part = |name, memory: &Memory, start: usize, bytes| Part {
+            name,
+            at: memory.address.offset(start),
+            bytes,
+        };
+        if self.settings.moments == Moments::F32 || slot.start < exact {
+            let (start, bytes) = (4 * slot.start, 4 * slot.len);
+            return vec![
+                part("exp_avg", &state.first, start, bytes),
+                part("exp_avg_sq", &state.second, start, bytes),
+            ];
+        }
+        let start = slot.start - exact;
+        let (scales, scale_bytes) = (start / BLOCK * 4, slot.len.div_ceil(BLOCK) * 4);
+        vec![
+            part("state1", &state.first_codes, start, slot.len),
+            part("absmax1", &state.first_largest, scales, scale_bytes),
+            part("state2", &state.second_codes, start, slot.len),
+            part("absmax2", &state.second_largest, scales, scale_bytes),
+        ]
+    }
+
+    /// The moments by `tensor.part`, little-endian, as the CPU session gives them.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn moments(&mut self, store: &Store, params: &ParamTable) -> Result<BTreeMap<String, Vec<u8>>> {
+        self.prepare(store, params)?;
+        let mut moments = BTreeMap::new();
+        for (index, param) in params.params.iter().enumerate() {
+            for part in self.parts(store, ParamId(index as u32)) {
+                let mut staging = Pinned::new(&self.gpu, part.bytes)?;
+                staging.fetch(part.at, part.bytes)?;
+                self.gpu.wait()?;
+                let bytes = staging.slice()[..part.bytes].to_vec();
+                moments.insert(format!("{}.{}", param.name, part.name), bytes);
+            }
+        }
+        Ok(moments)
+    }
+
+    /// # Errors
+    /// When a moment is missing, is not one of these, or has another length. The moments may then be partly restored.
+    pub fn restore(&mut self, store: &Store, params: &ParamTable, moments: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+        self.prepare(store, params)?;
+        let mut unknown: BTreeMap<&str, &[u8]> = moments.iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect();
+        for (index, param) in params.params.iter().enumerate() {
+            for part in self.parts(store, ParamId(index as u32)) {
+                let name = format!("{}.{}", param.name, part.name);
+                let bytes = unknown
+                    .remove(name.as_str())
+                    .ok_or_else(|| refused(&name, "is missing"))?;
+                if bytes.len() != part.bytes {
+                    let (want, got) = (part.bytes, bytes.len());
+                    return Err(EngineError::Length { name, want, got });
+                }
+                self.send(part.at, bytes)?;
+            }
+        }
+        match unknown.keys().next() {
+            Some(name) => Err(refused(name, "is none of this optimizer's")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn refused(name: &str, why: &str) -> EngineError {
+    failed(&format!("the moments cannot be restored: `{name}`"), why)
+}

@@ -1,0 +1,243 @@
+//! Instructions turned into work for the GPU: launches of our kernels, matrix products, convolutions, copies.
+//!
+//! Gradients of weights are not read before the update, so they are computed on a lane of their own, beside what goes on
+//! backwards: most of either are too small to fill a GPU. The main lane waits for one where it would write over what
+//! that still reads, and for all at the end.
+
+use std::{collections::VecDeque, ops::Range, sync::Arc};
+
+use super::{
+    super::session::Result,
+    blas,
+    call::{Address, Call},
+    dnn,
+    gpu::{Gpu, Lane},
+    graph::{self, Mark},
+};
+
+pub(super) enum Work {
+    Kernel(Call),
+    Product(Arc<blas::Plan>, blas::Operands),
+    Convolution(Arc<dnn::Plan>, dnn::Operands),
+    Copy { from: Address, to: Address, bytes: usize },
+}
+
+impl Work {
+    /// What it asks of the workspace.
+    fn workspace_bytes(&self) -> usize {
+        match self {
+            Self::Product(plan, _) => plan.workspace_bytes,
+            Self::Convolution(plan, _) => plan.workspace_bytes,
+            Self::Kernel(_) | Self::Copy { .. } => 0,
+        }
+    }
+}
+
+/// The work of one instruction, by its name.
+pub(super) struct Step {
+    pub name: &'static str,
+    pub lane: Lane,
+    pub work: Vec<Work>,
+    /// Addresses of the values that it reads, and of those that it writes.
+    pub reads: Vec<Range<u64>>,
+    pub writes: Vec<Range<u64>>,
+}
+
+/// Work with everything that the libraries want to know before it runs.
+enum Ready {
+    Kernel(Call),
+    Product(Arc<blas::Plan>, blas::Operands, Address),
+    Convolution(Arc<dnn::Plan>, dnn::Bound),
+    Copy { from: Address, to: Address, bytes: usize },
+}
+
+/// When an instruction of the list may start.
+enum Order {
+    /// On the main lane; after that one of the side lane, where there is one.
+    Main { after: Option<usize> },
+    /// On the side lane, as its so-and-so-many-th.
+    Side(usize),
+}
+
+/// A list of work that can be put on the GPU again and again.
+pub(super) struct List {
+    gpu: Arc<Gpu>,
+    steps: Vec<(&'static str, Order, Vec<Ready>)>,
+    /// Of each instruction of the side lane: where it may begin, and where it is done.
+    marks: Vec<[Mark; 2]>,
+}
+
+/// Bytes that the libraries need besides, for any of the work at a time.
+pub(super) fn workspace_bytes(steps: &[Step]) -> usize {
+    let all = steps.iter().flat_map(|step| &step.work);
+    all.map(Work::workspace_bytes).max().unwrap_or(0)
+}
+
+/// What each step waits for, given the ranges that it touches.
+fn orders(steps: &[Step]) -> Vec<Order> {
+    let mut aside = 0;
+    let mut pending: VecDeque<(usize, &[Range<u64>])> = VecDeque::new();
+    (steps.iter())
+        .map(|step| {
+            if step.lane == Lane::Side {
+                pending.push_back((aside, &step.reads));
+                aside += 1;
+                return Order::Side(aside - 1);
+            }
+            let meets = |reads: &[Range<u64>]| {
+                let written = step
+                    .writes
+                    .iter()
+                    .flat_map(|write| reads.iter().map(move |read| (write, read)));
+                written
+                    .into_iter()
+                    .any(|(write, read)| write.start < read.end && read.start < write.end)
+            };
+            let after = pending
+                .iter()
+                .rev()
+                .find(|(_, reads)| meets(reads))
+                .map(|&(index, _)| index);
+            // What is before it on the side lane is done, too.
+            while pending
+                .front()
+                .is_some_and(|&(index, _)| after.is_some_and(|after| index <= after))
+            {
+                pending.pop_front();
+            }
+            Order::Main { after }
+        })
+        .collect()
+}
+
+impl List {
+    /// `workspaces`: of the main lane and of the side lane.
+    ///
+    /// # Errors
+    /// What the libraries answer.
+    pub fn new(gpu: &Arc<Gpu>, steps: Vec<Step>, workspaces: [Address; 2]) -> Result<Self> {
+        let orders = orders(&steps);
+        let aside = steps.iter().filter(|step| step.lane == Lane::Side).count();
+        let marks = (0..aside)
+            .map(|_| Ok([Mark::untimed(gpu)?, Mark::untimed(gpu)?]))
+            .collect::<Result<_>>()?;
+        let steps = (steps.into_iter().zip(orders))
+            .map(|(step, order)| {
+                let workspace = workspaces[usize::from(step.lane == Lane::Side)];
+                let ready = |work| {
+                    Ok(match work {
+                        Work::Kernel(call) => Ready::Kernel(call),
+                        Work::Product(plan, operands) => Ready::Product(plan, operands, workspace),
+                        Work::Convolution(plan, operands) => {
+                            let bound = plan.bind(operands, workspace)?;
+                            Ready::Convolution(plan, bound)
+                        }
+                        Work::Copy { from, to, bytes } => Ready::Copy { from, to, bytes },
+                    })
+                };
+                let work = step.work.into_iter().map(ready).collect::<Result<_>>()?;
+                Ok((step.name, order, work))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            gpu: gpu.clone(),
+            steps,
+            marks,
+        })
+    }
+
+    /// Puts everything on the GPU, in order; when it returns, the main lane waits for all of it.
+    ///
+    /// # Errors
+    /// What the driver and the libraries answer.
+    pub fn issue(&self) -> Result<()> {
+        for (_, order, work) in &self.steps {
+            match *order {
+                Order::Main { after } => {
+                    if let Some(after) = after {
+                        self.marks[after][1].hold(Lane::Main)?;
+                    }
+                    for (index, work) in work.iter().enumerate() {
+                        self.start(work, Lane::Main, index > 0 || after.is_none())?;
+                    }
+                }
+                Order::Side(index) => {
+                    let [begin, done] = &self.marks[index];
+                    begin.set(Lane::Main)?;
+                    begin.hold(Lane::Side)?;
+                    work.iter().try_for_each(|work| self.start(work, Lane::Side, false))?;
+                    done.set(Lane::Side)?;
+                }
+            }
+        }
+        self.marks.last().map_or(Ok(()), |[_, done]| done.hold(Lane::Main))
+    }
+
+    /// Whether the last thing on the main lane was to wait, so that what follows must not start early.
+    pub fn ends_waiting(&self) -> bool {
+        !self.marks.is_empty()
+    }
+
+    /// Milliseconds of each instruction by itself, with its name.
+    ///
+    /// # Errors
+    /// What the driver and the libraries answer.
+    pub fn time_each(&self) -> Result<Vec<(&'static str, f32)>> {
+        let time = |work: &Vec<Ready>| {
+            graph::time(&self.gpu, || {
+                work.iter().try_for_each(|work| self.start(work, Lane::Main, true))
+            })
+        };
+        (self.steps.iter())
+            .map(|(name, _, work)| Ok((*name, time(work)?)))
+            .collect()
+    }
+
+    fn start(&self, work: &Ready, lane: Lane, early: bool) -> Result<()> {
+        match work {
+            Ready::Kernel(call) => self.gpu.launch_on(call, lane, early),
+            Ready::Product(plan, operands, workspace) => plan.run(operands, *workspace, lane),
+            Ready::Convolution(plan, bound) => plan.run(bound, lane),
+            Ready::Copy { from, to, bytes } => self.gpu.copy(*from, *to, *bytes, lane),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(lane: Lane, reads: &[(u64, u64)], writes: &[(u64, u64)]) -> Step {
+        let ranges = |of: &[(u64, u64)]| of.iter().map(|&(start, end)| start..end).collect();
+        Step {
+            name: "",
+            lane,
+            work: Vec::new(),
+            reads: ranges(reads),
+            writes: ranges(writes),
+        }
+    }
+
+    #[test]
+    fn the_main_lane_waits_where_it_would_write_over_what_is_still_read() {
+        let steps = [
+            step(Lane::Side, &[(0, 10), (20, 30)], &[]),
+            step(Lane::Side, &[(40, 50)], &[]),
+            step(Lane::Main, &[(0, 10)], &[(10, 20)]),
+            step(Lane::Main, &[], &[(29, 31)]),
+            step(Lane::Main, &[], &[(0, 5)]),
+            step(Lane::Side, &[(0, 5)], &[]),
+            step(Lane::Main, &[], &[(45, 46), (0, 1)]),
+            step(Lane::Main, &[], &[(0, 50)]),
+        ];
+        let orders = orders(&steps);
+        let after: Vec<Option<Option<usize>>> = (orders.iter())
+            .map(|order| match *order {
+                Order::Main { after } => Some(after),
+                Order::Side(_) => None,
+            })
+            .collect();
+        let (free, wait) = (Some(None), |index| Some(Some(index)));
+        assert_eq!(after, [None, None, free, wait(0), free, None, wait(2), free]);
+    }
+}
