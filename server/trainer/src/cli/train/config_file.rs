@@ -102,10 +102,10 @@ mod tests {
         let wanted = [
             "x",
             "train",
-            r#"--concepts_list=[{"instance_prompt":"p"}]"#,
-            "--hflip",
             "--learning_rate=2e-6",
+            "--hflip",
             "--train_text_encoder=false",
+            r#"--concepts_list=[{"instance_prompt":"p"}]"#,
             "--seed=1",
             "--output_dir",
             "b",
