@@ -5,7 +5,7 @@
 #   cuda.sh check      compiles the kernels, and checks the Rust side
 #   cuda.sh libraries  brings the run-time libraries that a machine with a GPU lacks
 #   cuda.sh test       runs the program's self-test on the GPU
-#   cuda.sh bench      the self-test, then times a training step and sampling, PyTorch beside them where there is one
+#   cuda.sh bench      the self-test, then times a training step, sampling and a whole run, PyTorch beside them where there is one
 # test and bench take PROGRAM=... in place of the one that was built here, so that a finished one needs no Rust.
 # shellcheck source=scripts/common.sh
 . "$(dirname "$0")/common.sh"
@@ -64,6 +64,7 @@ bench() {
     "$program" selftest
     "$program" bench train --arch sd15 --rows 2 --train_text_encoder --use_8bit_adam --steps 50 --device cuda --profile
     "$program" bench sample --arch sd15 --dtype fp16 --rows 4 --steps 24 --device cuda
+    "$program" bench run --arch sd15 --train_text_encoder --use_8bit_adam --device cuda
     if python3 -c 'import torch, diffusers, transformers' 2>/dev/null; then
         say "PyTorch on the same step"
         python3 scripts/peer.py

@@ -136,7 +136,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("offset_noise", "offset_noise", NUMBER, Training, "0",
         "Noise that shifts whole pictures, so that very dark and very bright ones are learned. 0.05 to 0.1 for styles."),
     setting("checkpointing_steps", "checkpointing_steps", WHOLE, Training, "none",
-        "Saves the training state after every so many steps, so that a power cut loses less. 0: only at the end."),
+        "Saves the training state after every so many steps, so that a power cut loses less; of a large model less often. 0: only at the end."),
     setting("checkpoints_total_limit", "checkpoints_total_limit", WHOLE_OR_NONE, Training, "none",
         "Keeps so many of the last saved states, after the end too. Empty: the last one, until the end."),
     setting("strict_tutorial", "strict_tutorial", Switch, Training, "on",

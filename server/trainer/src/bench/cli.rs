@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::programs::Arch;
 use super::report::Machine;
-use super::{sampling, training};
+use super::{sampling, training, whole_run};
 use crate::engine::cpu::CpuSession;
 use crate::engine::cuda::call::Element;
 use crate::engine::cuda::device::Device;
@@ -16,7 +16,7 @@ use crate::engine::session::{Moments, OptimizerSettings, Session};
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
 pub struct BenchArgs {
-    /// A training step, or drawing images
+    /// A training step, drawing images, or the tutorial's run from start to checkpoint
     pub what: What,
     #[arg(long, default_value = "sd15")]
     pub arch: Arch,
@@ -32,9 +32,9 @@ pub struct BenchArgs {
     pub use_8bit_adam: bool,
     #[arg(long)]
     pub gradient_checkpointing: bool,
-    /// Timed training steps, or sampling steps an image
-    #[arg(long, default_value_t = 50)]
-    pub steps: usize,
+    /// Timed training steps (50), sampling steps an image (24), or training steps of the run (800)
+    #[arg(long)]
+    pub steps: Option<usize>,
     /// cpu or cuda; by default what this build is for
     #[arg(long)]
     pub device: Option<String>,
@@ -53,6 +53,7 @@ pub struct BenchArgs {
 pub enum What {
     Train,
     Sample,
+    Run,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -63,6 +64,14 @@ pub enum Dtype {
 }
 
 impl BenchArgs {
+    pub(super) fn steps(&self) -> usize {
+        self.steps.unwrap_or(match self.what {
+            What::Train => 50,
+            What::Sample => 24,
+            What::Run => 800,
+        })
+    }
+
     /// # Errors
     /// When the device does not do what is asked.
     pub fn run(&self) -> anyhow::Result<ExitCode> {
@@ -80,6 +89,7 @@ impl BenchArgs {
         match self.what {
             What::Train => training::run(&bench),
             What::Sample => sampling::run(&bench),
+            What::Run => whole_run::run(&bench),
         }?;
         Ok(ExitCode::SUCCESS)
     }

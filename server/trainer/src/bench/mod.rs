@@ -1,4 +1,4 @@
-//! `bench`: a training step, or drawing images, on random weights of a whole architecture.
+//! `bench`: a training step, drawing images, or a whole run, on random weights of a whole architecture.
 
 mod arithmetic;
 pub mod cli;
@@ -6,3 +6,4 @@ mod programs;
 mod report;
 mod sampling;
 mod training;
+mod whole_run;

@@ -1,7 +1,12 @@
 //! The programs that are timed, with weights and inputs for them.
 
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use crate::engine::layout::checkpoint_dims;
 use crate::engine::{
     autodiff::{Backward, backward},
     builder::{Builder, Scope},
@@ -13,9 +18,10 @@ use crate::engine::{
     },
     session::{Data, ProgramId, Session},
 };
-use crate::formats::Configs;
-use crate::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
+use crate::formats::{Configs, ModelWeights, Tensors};
+use crate::models::config::{SchedulerConfig, TextEncoderConfig, UNetConfig, VaeConfig};
 use crate::pretrain::starter;
+use crate::tokenizer::TokenizerFiles;
 
 /// Tokens of a prompt.
 const TOKENS: usize = 77;
@@ -170,17 +176,52 @@ impl Model {
 
     /// Gives every weight random values of a size that keeps activations around 1.
     pub fn fill(&self, session: &mut dyn Session) -> anyhow::Result<()> {
-        for (index, param) in self.table.params.iter().enumerate() {
-            let inputs = param.len() / param.dims[0].max(1);
-            let seed = index as u64 + 1;
-            let values = match param.dims.len() {
-                1 if param.name.ends_with("weight") => vec![1.; param.len()],
-                1 => vec![0.; param.len()],
-                _ => noise(param.len(), seed, (3. / inputs as f32).sqrt()),
-            };
-            session.set_weight(ParamId(index as u32), &values)?;
+        for index in 0..self.table.params.len() {
+            session.set_weight(ParamId(index as u32), &self.values(index))?;
         }
         Ok(())
+    }
+
+    fn values(&self, index: usize) -> Vec<f32> {
+        let param = &self.table.params[index];
+        let inputs = param.len() / param.dims[0].max(1);
+        match param.dims.len() {
+            1 if param.name.ends_with("weight") => vec![1.; param.len()],
+            1 => vec![0.; param.len()],
+            _ => noise(param.len(), index as u64 + 1, (3. / inputs as f32).sqrt()),
+        }
+    }
+
+    /// The same values as a model that can be saved.
+    pub fn weights(&mut self) -> anyhow::Result<ModelWeights> {
+        self.training(1, true, false)?;
+        self.encoding()?;
+        self.decoding()?;
+        let mut networks: BTreeMap<&str, Tensors> = BTreeMap::new();
+        for (index, param) in self.table.params.iter().enumerate() {
+            let (network, path) = param.name.split_once('.').context("a weight outside of the networks")?;
+            let tensor = Tensor::from_vec(self.values(index), checkpoint_dims(&param.dims), &Device::Cpu)?;
+            networks.entry(network).or_default().insert(path.to_owned(), tensor);
+        }
+        let mut network = |name| networks.remove(name).unwrap_or_default();
+        let configs = Configs {
+            unet: self.unet.clone(),
+            text_encoder: self.text_encoder.clone(),
+            vae: self.vae.clone(),
+            scheduler: SchedulerConfig::default(),
+        };
+        Ok(ModelWeights {
+            unet: network("unet"),
+            text_encoder: network("text_encoder"),
+            vae: network("vae"),
+            config_files: configs.files()?,
+            unet_config: configs.unet,
+            text_encoder_config: configs.text_encoder,
+            vae_config: configs.vae,
+            scheduler_config: configs.scheduler,
+            tokenizer_files: TokenizerFiles::clip(),
+            ignored: 0,
+        })
     }
 
     /// Writes all inputs of `program`, other ones for another `step`.

@@ -23,6 +23,14 @@ impl Machine {
         }
     }
 
+    /// As `--device` names it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Gpu(_) => "cuda",
+        }
+    }
+
     /// In use now: of the GPU as its driver counts, or the most that this process had of the host's memory.
     pub fn used_bytes(&self) -> anyhow::Result<u64> {
         match self {
@@ -95,7 +103,7 @@ pub(super) fn config(bench: &Bench) -> Value {
         "train_text_encoder": args.train_text_encoder,
         "use_8bit_adam": args.use_8bit_adam,
         "gradient_checkpointing": args.gradient_checkpointing,
-        "steps": args.steps,
+        "steps": args.steps(),
         "eager": args.eager,
     })
 }

@@ -35,7 +35,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     let pixels = side * side;
     let (mut millis, mut decodings) = (Vec::new(), Vec::new());
     for drawing in 0..DRAWINGS {
-        let mut sampler = schedulers::build(SamplerKind::Ddim, false, &SchedulerConfig::default(), args.steps)?;
+        let mut sampler = schedulers::build(SamplerKind::Ddim, false, &SchedulerConfig::default(), args.steps())?;
         let mut generator = TorchGenerator::new(drawing as u64);
         let start = generator.randn((args.rows, 4, side, side))?;
         let begin = Instant::now();
@@ -79,14 +79,14 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
         bench.machine.name(),
         args.rows,
         model.side_px(),
-        args.steps,
+        args.steps(),
         times.at(0.5) / 1e3,
         decodings.at(0.5) / 1e3,
         used as f64 / GIB,
     ));
     let line = json!({
         "s_in_all": times.at(0.5) / 1e3,
-        "ms_per_step": (times.at(0.5) - decodings.at(0.5)) / args.steps as f64,
+        "ms_per_step": (times.at(0.5) - decodings.at(0.5)) / args.steps() as f64,
         "min_ms": times.at(0.),
         "images_per_s": args.rows as f64 / times.at(0.5) * 1e3,
         "decoding_ms": decodings.at(0.5),

@@ -36,7 +36,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     let mut losses = Vec::new();
     let mut first_step_s = 0.;
     let mut millis = Vec::new();
-    for number in 1..=WARM_UP + args.steps as u64 {
+    for number in 1..=WARM_UP + args.steps() as u64 {
         let start = Instant::now();
         model.write(running.session(), id, &program, number)?;
         let begin = Instant::now();

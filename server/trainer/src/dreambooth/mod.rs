@@ -16,6 +16,7 @@ mod meters;
 mod order;
 mod run;
 mod samples;
+mod saves;
 pub mod scaler;
 mod space;
 pub mod state;
@@ -50,6 +51,7 @@ use ema::Ema;
 use latents::{LatentCache, Pictures};
 use learner::{Learner, Learning};
 use meters::Meters;
+use saves::Saves;
 use scaler::{LossScaler, ScaleError};
 use space::Parameters;
 use state::{MeanLoss, TrainingState};
@@ -133,6 +135,16 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     Ok(ended)
 }
 
+fn saves_of(recipe: &Recipe, learner: &Learner) -> Saves {
+    let trained: usize = learner.networks.trained().iter().map(|(_, param)| param.len()).sum();
+    // Weights in f32, two moments, averages in f32.
+    let moments = if recipe.use_8bit_adam { 2 } else { 8 };
+    let averages = if recipe.use_ema { 4 } else { 0 };
+    let bytes = trained as u64 * (4 + moments + averages);
+    let kept = recipe.checkpoints_total_limit.is_some();
+    Saves::new(recipe.checkpointing_steps, recipe.steps_per_update(), kept, bytes)
+}
+
 /// Side of training images and samples.
 fn side_px(recipe: &Recipe, sample_size: usize) -> Result<u32, TrainError> {
     let multiple = LATENT_PX as u32;
@@ -150,6 +162,7 @@ struct Training<'a> {
     cache: &'a LatentCache,
     objective: Objective,
     rates: LrSchedule,
+    saves: Saves,
     contexts: Contexts,
     meters: Option<Meters>,
     side_px: u32,
@@ -183,12 +196,14 @@ impl<'a> Training<'a> {
             snr_gamma: recipe.snr_gamma,
             offset_noise: recipe.offset_noise,
         };
+        let saves = saves_of(recipe, learner);
         Ok(Self {
             run,
             learner,
             cache,
             objective,
             rates: LrSchedule::of(recipe),
+            saves,
             contexts: Contexts::default(),
             meters,
             side_px,
@@ -355,15 +370,12 @@ impl<'a> Training<'a> {
     }
 
     fn save_if_due(&mut self, state: &TrainingState) -> Result<(), TrainError> {
-        let recipe = &self.run.recipe;
-        let every = recipe.checkpointing_steps;
-        // Updates may come less often than saves are asked for: the first one after is taken.
-        let window = recipe.steps_per_update();
-        let due = every > 0 && state.step % every < window && state.step >= every;
-        if due || state.step == recipe.max_train_steps {
-            self.run.save_state(self.learner, state)?;
+        let last = state.step == self.run.recipe.max_train_steps;
+        if !self.saves.due(state.step, last) {
+            return Ok(());
         }
-        Ok(())
+        let (run, learner) = (self.run, &mut *self.learner);
+        self.saves.timed(|| run.save_state(learner, state))
     }
 
     /// Samples, and in the tutorial's way a folder, where `step` is due for them.

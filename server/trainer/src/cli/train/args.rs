@@ -207,10 +207,10 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Results")]
     pub log_interval: u32,
 
-    /// The training state is saved after every so many steps; a run that was cut off goes on from there
+    /// The training state is saved after every so many steps, of a large model less often; a run that was cut off goes on from there
     #[arg(long, default_value_t = 100, help_heading = "Going on")]
     pub checkpointing_steps: u32,
-    /// Keep so many of the last saved states, after the end too
+    /// Keep so many of the last saved states, after the end too; each that is due is saved then
     #[arg(long, help_heading = "Going on")]
     pub checkpoints_total_limit: Option<u32>,
     /// Go on from a saved state, also of another recipe: `latest`, a file, or the folder of a run
