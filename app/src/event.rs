@@ -203,6 +203,8 @@ pub enum ExportFormat {
     Safetensors,
     /// Original Stable Diffusion single file, a PyTorch pickle in a zip.
     Ckpt,
+    /// What was learned alone, a `.safetensors` as kohya's trainer writes it.
+    Lora,
 }
 
 #[cfg(test)]

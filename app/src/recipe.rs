@@ -17,6 +17,8 @@ pub use check::{RecipeProblem, RecipeProblems};
 pub const POLYNOMIAL_END: f64 = 1e-7;
 /// The model that ships with Likeness.
 pub const STARTER: &str = "starter";
+/// Of a LoRA at least, where none is given: diffusers' `train_dreambooth_lora.py` is used with it.
+pub const LORA_LEARNING_RATE: f64 = 1e-4;
 /// A rare token to name the subject by.
 pub const DEFAULT_TOKEN: &str = "zwx";
 
@@ -146,6 +148,11 @@ pub struct RecipeDraft {
     pub text_encoder_learning_rate: Option<f64>,
     /// After so many steps the text encoder stays as it is.
     pub stop_text_encoder_at: Option<u32>,
+    /// Trains low-rank additions of this rank to the attention (LoRA, Hu et al. 2021) in place of the weights. `None`
+    /// trains the weights.
+    pub lora_rank: Option<u32>,
+    /// The additions count alpha / rank times. `None` means as often as the rank says: once.
+    pub lora_alpha: Option<f64>,
     /// Min-SNR (Hang et al. 2023): easy timesteps count less. `None` weighs all alike.
     pub snr_gamma: Option<f64>,
     /// Strength of noise that is the same all over a channel, so that brightness is learned too. 0 = none.
@@ -210,6 +217,8 @@ impl Default for RecipeDraft {
             train_text_encoder: true,
             text_encoder_learning_rate: None,
             stop_text_encoder_at: None,
+            lora_rank: None,
+            lora_alpha: None,
             snr_gamma: None,
             offset_noise: 0.0,
             prior: Some(PriorPreservation {
@@ -379,10 +388,18 @@ mod tests {
         draft.lr_scheduler = LrScheduler::Polynomial;
         draft.learning_rate = 1e-7;
         draft.checkpoints_total_limit = Some(0);
+        (draft.lora_rank, draft.lora_alpha) = (Some(0), Some(0.0));
         let problems = draft.check().expect_err("bad").0;
         let mut fields: Vec<String> = problems.iter().map(RecipeProblem::field).collect();
         fields.sort();
-        let wanted = ["checkpoints_total_limit", "learning_rate", "offset_noise", "snr_gamma"];
+        let wanted = [
+            "checkpoints_total_limit",
+            "learning_rate",
+            "lora_alpha",
+            "lora_rank",
+            "offset_noise",
+            "snr_gamma",
+        ];
         assert_eq!(fields, wanted);
     }
 

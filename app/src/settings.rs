@@ -131,6 +131,11 @@ pub const SETTINGS: &[Setting] = &[
         "Computes some of each step twice to need less memory."),
     setting("stop_text_encoder_at", "stop_text_encoder_at", WHOLE_OR_NONE, Training, "none",
         "After so many steps the part that reads words stays as it is. Empty: it learns to the end."),
+    setting("lora_rank", "lora_rank", WHOLE_OR_NONE, Training, "none",
+        "Trains a small addition to the model (LoRA) in place of the model: a file of a few megabytes. 4 to 32 are usual, \
+         with a learning rate near 1e-4. Empty: the model itself."),
+    setting("lora_alpha", "lora_alpha", NUMBER_OR_NONE, Training, "none",
+        "How much a LoRA counts: alpha divided by rank. Empty: once."),
     setting("snr_gamma", "snr_gamma", NUMBER_OR_NONE, Training, "none",
         "Min-SNR weighting: nearly clean pictures count less. 5 is usual. Empty: all count alike."),
     setting("offset_noise", "offset_noise", NUMBER, Training, "0",

@@ -1,5 +1,7 @@
 //! The trainer as the server runs it: a job folder in, events, samples and checkpoints out, whatever is killed when.
 
+mod lora;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};

@@ -142,6 +142,12 @@ impl RecipeDraft {
         }
         within("lr_num_cycles", f64::from(self.lr_num_cycles), 1.0, 1000.0);
         within("lr_power", self.lr_power, 0.0, 100.0);
+        if let Some(rank) = self.lora_rank {
+            within("lora_rank", f64::from(rank), 1.0, 1024.0);
+        }
+        if let Some(alpha) = self.lora_alpha {
+            within("lora_alpha", alpha, 1e-3, 1e4);
+        }
         if let Some(gamma) = self.snr_gamma {
             // At 0 every weight would be 0.
             within("snr_gamma", gamma, 1e-3, 1e6);

@@ -24,6 +24,10 @@ impl RecipeDraft {
                 "stop_text_encoder_at has no effect without train_text_encoder",
             ),
             (
+                self.lora_alpha.is_some() && self.lora_rank.is_none(),
+                "lora_alpha has no effect without lora_rank: the model's own weights are trained",
+            ),
+            (
                 self.ema_decay != usual.ema_decay && !self.use_ema,
                 "ema_decay has no effect without use_ema",
             ),

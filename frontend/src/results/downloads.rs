@@ -39,9 +39,13 @@ fn about(format: ExportFormat) -> (&'static str, &'static str) {
     match format {
         ExportFormat::Safetensors => (
             ".safetensors",
-            "The usual choice: holds numbers only, nothing that runs.",
+            "The usual choice, a whole model: holds numbers only, nothing that runs.",
         ),
         ExportFormat::Ckpt => (".ckpt", "The same weights for older programs."),
+        ExportFormat::Lora => (
+            "LoRA",
+            "What was learned, alone: a few megabytes, to be used with the base model.",
+        ),
     }
 }
 
@@ -87,6 +91,12 @@ fn WhereToPutIt(live: Live) -> impl IntoView {
         live.detail
             .with(|d| Some(d.ready()?.recipe.concepts.first()?.instance_prompt.clone()))
     };
+    let lora = move || {
+        live.run.with(|run| {
+            let file = run.exported.iter().find(|file| file.format == ExportFormat::Lora)?;
+            file.name.strip_suffix(".safetensors").map(str::to_owned)
+        })
+    };
     view! {
         <h3>"Where to put it"</h3>
         {move || match for_webuis() {
@@ -99,5 +109,22 @@ fn WhereToPutIt(live: Live) -> impl IntoView {
             None => ().into_any(),
         }}
         <p>"Then ask for it in your own words, with the caption inside: " <code>{prompt}</code></p>
+        {move || lora().map(|name| view! { <WhereToPutTheLora name for_webuis=for_webuis() == Some(true) prompt=prompt() /> })}
+    }
+}
+
+/// `name` is that of the file without its ending.
+#[component]
+fn WhereToPutTheLora(name: String, for_webuis: bool, prompt: Option<String>) -> impl IntoView {
+    let caption = prompt.unwrap_or_default();
+    match for_webuis {
+        true => view! {
+            <p>"The LoRA goes into " <code>"models/Lora/"</code> " of AUTOMATIC1111's WebUI or Forge, or " <code>"models/loras/"</code> " of ComfyUI. Choose the base model there, and write its name beside the caption: " <code>{format!("{caption} <lora:{name}:1>")}</code></p>
+        }
+        .into_any(),
+        false => view! {
+            <p>"The LoRA is drawn with by " <code>{format!("likeness sample --model starter --lora {name}.safetensors --prompt \"{caption}\"")}</code></p>
+        }
+        .into_any(),
     }
 }

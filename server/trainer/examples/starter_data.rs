@@ -1,8 +1,9 @@
-//! Builds the starter model's data set from freely licensed packages: emoji of four sets as 128 px pictures with alpha
+//! Builds the starter model's data set from freely licensed packages: emoji of seven sets as 128 px pictures with alpha
 //! and their words, and photographs for the autoencoder.
 //!
 //! `starter_data PACKAGES OUT`: PACKAGES holds the unpacked packages that `scripts/starter-data.sh` fetches, a folder
-//! each; OUT receives `pictures/*.png`, `photos/*.jpg` and `index.json` (see `trainer::pretrain::data`).
+//! each; OUT receives `pictures/*.png`, `photos/*.jpg`, `index.json` (see `trainer::pretrain::data`) and `prompts.txt`,
+//! the prompts that training keeps for the evaluation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,14 +13,19 @@ use image::imageops::{FilterType, resize};
 use image::{ImageReader, RgbaImage};
 use resvg::{tiny_skia, usvg};
 use serde_json::{Value, json};
+use trainer::pretrain::captions;
 
 /// Side of a picture in pixels.
 const SIDE_PX: u32 = 128;
 /// Longest side of a kept photograph in pixels.
 const PHOTO_PX: u32 = 1024;
-/// Groups of emojibase that show things; people in many tones, flags and symbols would drown them.
-const GROUPS: [&str; 6] = [
+/// Photographs that training never sees, by file stem: for measuring the autoencoder.
+const HELD_OUT_PHOTOS: [&str; 2] = ["coffee", "nagasaki-boats"];
+/// Groups of emojibase that show things, not flags and symbols. Skin tones are entries of their own within an entry
+/// and are left out: each person comes once.
+const GROUPS: [&str; 7] = [
     "smileys-emotion",
+    "people-body",
     "animals-nature",
     "food-drink",
     "travel-places",
@@ -41,8 +47,11 @@ struct Thing {
 }
 
 /// Sets of SVG drawings, and the word their style goes by in captions.
-const SVG_SETS: [(&str, &str); 3] = [
-    ("iconify-json-noto", "emoji"),
+const SVG_SETS: [(&str, &str); 6] = [
+    ("iconify-json-noto-1", "emoji"),
+    ("iconify-json-noto-v1", "retro"),
+    ("iconify-json-emojione", "icon"),
+    ("iconify-json-streamline-emojis", "sticker"),
     ("iconify-json-twemoji", "cartoon"),
     ("iconify-json-fluent-emoji-flat", "flat"),
 ];
@@ -59,14 +68,22 @@ fn main() -> Result<()> {
     let mut pictures = Vec::new();
     draw_svg_sets(packages, out, &things, &mut pictures)?;
     copy_renders(packages, out, &things, &mut pictures)?;
-    let photos = copy_photos(&packages.join("photos"), out)?;
-    let index = json!({ "pictures": pictures, "photos": photos });
+    let (held_out, photos): (Vec<String>, Vec<String>) = copy_photos(&packages.join("photos"), out)?
+        .into_iter()
+        .partition(|file| {
+            let stem = Path::new(file).file_stem().unwrap_or_default();
+            HELD_OUT_PHOTOS.iter().any(|name| stem == *name)
+        });
+    let index = json!({ "pictures": pictures, "photos": photos, "held_out_photos": held_out });
     std::fs::write(out.join("index.json"), serde_json::to_vec(&index)?)?;
+    let prompts = captions::HELD_OUT.map(captions::prompt).join("\n");
+    std::fs::write(out.join("prompts.txt"), prompts + "\n")?;
     println!(
-        "{} pictures of {} things, {} photographs",
+        "{} pictures of {} things, {} photographs and {} held out",
         pictures.len(),
         things.len(),
-        photos.len()
+        photos.len(),
+        held_out.len()
     );
     Ok(())
 }

@@ -12,7 +12,7 @@ template <typename T, int WIDTH, int TILES, int KEYS>
 __device__ __forceinline__ void attention_backward_q(const T* all_dy, const T* all_q, const T* all_k, const T* all_v, const T* all_y,
                                                      const float* stats, float* delta, T* dq, int size, int queries, int keys, int causal) {
     extern __shared__ __align__(16) char shared[];
-    constexpr int TILE = KEYS * (WIDTH + 8);
+    constexpr int TILE = KEYS * pitch(WIDTH);
     // Two stages of keys and values.
     T* tiles = reinterpret_cast<T*>(shared);
     const Head<T> q = head_of(all_q, queries, size), k = head_of(all_k, keys, size), v = head_of(all_v, keys, size);
@@ -27,7 +27,7 @@ __device__ __forceinline__ void attention_backward_q(const T* all_dy, const T* a
     load_tile<T, WIDTH, KEYS>(tiles + TILE, v, 0);
     copies_end_a_group();
 
-    uint32_t left_q[TILES][WIDTH / 16][4], left_dy[TILES][WIDTH / 16][4];
+    uint32_t left_q[TILES][sixteens(WIDTH)][4], left_dy[TILES][sixteens(WIDTH)][4];
     float out[TILES][WIDTH / 8][4] = {};
     float lse[TILES][2], row_delta[TILES][2];
 #pragma unroll
@@ -37,9 +37,9 @@ __device__ __forceinline__ void attention_backward_q(const T* all_dy, const T* a
         float sums[2] = {0.0f, 0.0f};
         const int row = first + m * 16 + lane / 4;
 #pragma unroll
-        for (int depth = 0; depth < WIDTH / 16; ++depth) {
+        for (int depth = 0; depth < sixteens(WIDTH); ++depth) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
+            for (int i = 0; i < (halved(WIDTH, depth) ? 2 : 4); ++i) {
                 const float2 a = unpack<T>(left_dy[m][depth][i]);
                 const float2 b = unpack<T>(pair_at(y, row + i % 2 * 8, depth * 16 + i / 2 * 8 + lane % 4 * 2));
                 sums[i % 2] += a.x * b.x + a.y * b.y;
@@ -71,18 +71,22 @@ __device__ __forceinline__ void attention_backward_q(const T* all_dy, const T* a
         // Sixteen keys at a time keep scores and their gradients in few registers.
 #pragma unroll
         for (int chunk = 0; chunk < KEYS / 16; ++chunk) {
-            float scores[TILES][2][4] = {}, dp[TILES][2][4] = {};
+            // Of dp - delta.
+            float scores[TILES][2][4] = {}, dp[TILES][2][4];
 #pragma unroll
-            for (int depth = 0; depth < WIDTH / 16; ++depth) {
+            for (int m = 0; m < TILES; ++m) {
+#pragma unroll
+                for (int i = 0; i < 8; ++i) dp[m][i / 4][i % 4] = -row_delta[m][i / 2 % 2];
+            }
+#pragma unroll
+            for (int depth = 0; depth < sixteens(WIDTH); ++depth) {
                 uint32_t right_k[4], right_v[4];
                 right_by_tokens<T, WIDTH>(right_k, k_tile, chunk * 16, depth);
                 right_by_tokens<T, WIDTH>(right_v, v_tile, chunk * 16, depth);
 #pragma unroll
                 for (int m = 0; m < TILES; ++m) {
-                    mma<T>(scores[m][0], left_q[m][depth], right_k[0], right_k[1]);
-                    mma<T>(scores[m][1], left_q[m][depth], right_k[2], right_k[3]);
-                    mma<T>(dp[m][0], left_dy[m][depth], right_v[0], right_v[1]);
-                    mma<T>(dp[m][1], left_dy[m][depth], right_v[2], right_v[3]);
+                    add_over_columns<T, WIDTH>(scores[m][0], scores[m][1], left_q[m][depth], right_k, depth);
+                    add_over_columns<T, WIDTH>(dp[m][0], dp[m][1], left_dy[m][depth], right_v, depth);
                 }
             }
             uint32_t left_ds[TILES][4];
@@ -97,20 +101,17 @@ __device__ __forceinline__ void attention_backward_q(const T* all_dy, const T* a
                             const int key = first_key + chunk * 16 + n * 8 + lane % 4 * 2 + i % 2, query = first + m * 16 + lane / 4 + i / 2 * 8;
                             if (key >= keys || (causal && key > query)) p = 0.0f;
                         }
-                        scores[m][n][i] = p * (dp[m][n][i] - row_delta[m][i / 2]);
+                        scores[m][n][i] = p * dp[m][n][i];
                     }
                 }
                 left_of_results<T>(left_ds[m], scores[m][0], scores[m][1]);
             }
 #pragma unroll
-            for (int n = 0; n < WIDTH / 16; ++n) {
+            for (int n = 0; n < sixteens(WIDTH); ++n) {
                 uint32_t right[4];
                 right_by_columns<T, WIDTH>(right, k_tile, chunk * 16, n);
 #pragma unroll
-                for (int m = 0; m < TILES; ++m) {
-                    mma<T>(out[m][2 * n], left_ds[m], right[0], right[1]);
-                    mma<T>(out[m][2 * n + 1], left_ds[m], right[2], right[3]);
-                }
+                for (int m = 0; m < TILES; ++m) add_over_tokens<T, WIDTH>(out[m], left_ds[m], right, n);
             }
         }
     }
@@ -142,7 +143,7 @@ __device__ __forceinline__ void attention_backward_kv(const T* all_dy, const T* 
                                                       const float* delta, T* dk, T* dv, float* parts_k, float* parts_v, int parts, int size,
                                                       int queries, int keys, int causal) {
     extern __shared__ __align__(16) char shared[];
-    constexpr int TILE = QUERIES * (WIDTH + 8), STAGES = KEPT ? 1 : 2, OWN = KEPT ? 64 * TILES * (WIDTH + 8) : 0;
+    constexpr int TILE = QUERIES * pitch(WIDTH), STAGES = KEPT ? 1 : 2, OWN = KEPT ? 64 * TILES * pitch(WIDTH) : 0;
     T* own_k = reinterpret_cast<T*>(shared);
     T* own_v = own_k + OWN;
     // Stages of queries and upstream gradients, then of log-sum-exp and delta.
@@ -161,7 +162,7 @@ __device__ __forceinline__ void attention_backward_kv(const T* all_dy, const T* 
     const int least = causal ? block_of_keys * 64 * TILES / QUERIES : 0;
     const int begin = max(part * each, least), end = min((part + 1) * each, all_blocks);
 
-    uint32_t left_k[KEPT ? 1 : TILES][KEPT ? 1 : WIDTH / 16][4], left_v[KEPT ? 1 : TILES][KEPT ? 1 : WIDTH / 16][4];
+    uint32_t left_k[KEPT ? 1 : TILES][KEPT ? 1 : sixteens(WIDTH)][4], left_v[KEPT ? 1 : TILES][KEPT ? 1 : sixteens(WIDTH)][4];
     if constexpr (KEPT) {
         load_tile<T, WIDTH, 64 * TILES>(own_k, k, block_of_keys * 64 * TILES);
         load_tile<T, WIDTH, 64 * TILES>(own_v, v, block_of_keys * 64 * TILES);
@@ -199,9 +200,19 @@ __device__ __forceinline__ void attention_backward_kv(const T* all_dy, const T* 
         // Sixteen queries at a time.
 #pragma unroll
         for (int chunk = 0; chunk < QUERIES / 16; ++chunk) {
-            float scores[TILES][2][4] = {}, dp[TILES][2][4] = {};
+            // Of dp - delta.
+            float scores[TILES][2][4] = {}, dp[TILES][2][4];
 #pragma unroll
-            for (int depth = 0; depth < WIDTH / 16; ++depth) {
+            for (int n = 0; n < 2; ++n) {
+                const float2 column_delta = *reinterpret_cast<const float2*>(deltas + chunk * 16 + n * 8 + lane % 4 * 2);
+#pragma unroll
+                for (int m = 0; m < TILES; ++m) {
+                    dp[m][n][0] = dp[m][n][2] = -column_delta.x;
+                    dp[m][n][1] = dp[m][n][3] = -column_delta.y;
+                }
+            }
+#pragma unroll
+            for (int depth = 0; depth < sixteens(WIDTH); ++depth) {
                 uint32_t right_q[4], right_dy[4];
                 right_by_tokens<T, WIDTH>(right_q, q_tile, chunk * 16, depth);
                 right_by_tokens<T, WIDTH>(right_dy, dy_tile, chunk * 16, depth);
@@ -214,10 +225,8 @@ __device__ __forceinline__ void attention_backward_kv(const T* all_dy, const T* 
                     }
                     const uint32_t(&a_k)[4] = KEPT ? loaded_k : left_k[KEPT ? 0 : m][KEPT ? 0 : depth];
                     const uint32_t(&a_v)[4] = KEPT ? loaded_v : left_v[KEPT ? 0 : m][KEPT ? 0 : depth];
-                    mma<T>(scores[m][0], a_k, right_q[0], right_q[1]);
-                    mma<T>(scores[m][1], a_k, right_q[2], right_q[3]);
-                    mma<T>(dp[m][0], a_v, right_dy[0], right_dy[1]);
-                    mma<T>(dp[m][1], a_v, right_dy[2], right_dy[3]);
+                    add_over_columns<T, WIDTH>(scores[m][0], scores[m][1], a_k, right_q, depth);
+                    add_over_columns<T, WIDTH>(dp[m][0], dp[m][1], a_v, right_dy, depth);
                 }
             }
             uint32_t left_p[TILES][4], left_ds[TILES][4];
@@ -227,14 +236,12 @@ __device__ __forceinline__ void attention_backward_kv(const T* all_dy, const T* 
                 for (int n = 0; n < 2; ++n) {
                     const int column = chunk * 16 + n * 8 + lane % 4 * 2;
                     const float2 column_lse = *reinterpret_cast<const float2*>(lse + column);
-                    const float2 column_delta = *reinterpret_cast<const float2*>(deltas + column);
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         float p = exp2_fast(scores[m][n][i] * scale - (i % 2 ? column_lse.y : column_lse.x));
-                        const int key = first + m * 16 + lane / 4 + i / 2 * 8;
-                        // Keys that are not there have scores of zero, whose exponential may be anything.
-                        if (key >= keys || (causal && key > first_query + column + i % 2)) p = 0.0f;
-                        dp[m][n][i] = p * (dp[m][n][i] - (i % 2 ? column_delta.y : column_delta.x));
+                        // Keys that are not there have weights that may be anything, but those reach only rows that nobody stores.
+                        if (causal && first + m * 16 + lane / 4 + i / 2 * 8 > first_query + column + i % 2) p = 0.0f;
+                        dp[m][n][i] *= p;
                         scores[m][n][i] = p;
                     }
                 }
@@ -242,16 +249,14 @@ __device__ __forceinline__ void attention_backward_kv(const T* all_dy, const T* 
                 left_of_results<T>(left_ds[m], dp[m][0], dp[m][1]);
             }
 #pragma unroll
-            for (int n = 0; n < WIDTH / 16; ++n) {
+            for (int n = 0; n < sixteens(WIDTH); ++n) {
                 uint32_t right_q[4], right_dy[4];
                 right_by_columns<T, WIDTH>(right_q, q_tile, chunk * 16, n);
                 right_by_columns<T, WIDTH>(right_dy, dy_tile, chunk * 16, n);
 #pragma unroll
                 for (int m = 0; m < TILES; ++m) {
-                    mma<T>(out_k[m][2 * n], left_ds[m], right_q[0], right_q[1]);
-                    mma<T>(out_k[m][2 * n + 1], left_ds[m], right_q[2], right_q[3]);
-                    mma<T>(out_v[m][2 * n], left_p[m], right_dy[0], right_dy[1]);
-                    mma<T>(out_v[m][2 * n + 1], left_p[m], right_dy[2], right_dy[3]);
+                    add_over_tokens<T, WIDTH>(out_k[m], left_ds[m], right_q, n);
+                    add_over_tokens<T, WIDTH>(out_v[m], left_p[m], right_dy, n);
                 }
             }
         }
@@ -284,14 +289,14 @@ __device__ __forceinline__ void attention_sum_parts(const float* parts_k, const 
     (blockIdx.y ? dv : dk)[i] = static_cast<T>(sum);
 }
 
-#define ATTENTION_BACKWARD(TYPE, SUFFIX, WIDTH, TILES, STEP, KEPT)                                                                          \
-    extern "C" __global__ void __launch_bounds__(128) attention_backward_q_##WIDTH##_##SUFFIX(                                             \
+#define ATTENTION_BACKWARD(TYPE, SUFFIX, WIDTH, TILES, STEP, KEPT, BLOCKS_Q, BLOCKS_KV)                                                               \
+    extern "C" __global__ void __launch_bounds__(128, BLOCKS_Q) attention_backward_q_##WIDTH##_##SUFFIX(                                             \
         const TYPE* dy, const TYPE* q, const TYPE* k, const TYPE* v, const TYPE* y, const float* stats, float* delta, TYPE* dq, int size,  \
         int queries, int keys, int causal) {                                                                                               \
         begin();                                                                                                                           \
         attention_backward_q<TYPE, WIDTH, TILES, STEP>(dy, q, k, v, y, stats, delta, dq, size, queries, keys, causal);                     \
     }                                                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(128) attention_backward_kv_##WIDTH##_##SUFFIX(                                            \
+    extern "C" __global__ void __launch_bounds__(128, BLOCKS_KV) attention_backward_kv_##WIDTH##_##SUFFIX(                                            \
         const TYPE* dy, const TYPE* q, const TYPE* k, const TYPE* v, const float* stats, const float* delta, TYPE* dk, TYPE* dv,           \
         float* parts_k, float* parts_v, int parts, int size, int queries, int keys, int causal) {                                          \
         begin();                                                                                                                           \
@@ -299,11 +304,11 @@ __device__ __forceinline__ void attention_sum_parts(const float* parts_k, const 
                                                               keys, causal);                                                               \
     }
 #define ATTENTION_BACKWARD_WIDTHS(TYPE, SUFFIX)                                                                                            \
-    ATTENTION_BACKWARD(TYPE, SUFFIX, 32, 2, 64, false)                                                                                     \
-    ATTENTION_BACKWARD(TYPE, SUFFIX, 48, 2, 64, false)                                                                                     \
-    ATTENTION_BACKWARD(TYPE, SUFFIX, 64, 1, 64, false)                                                                                     \
-    ATTENTION_BACKWARD(TYPE, SUFFIX, 80, 1, 64, false)                                                                                     \
-    ATTENTION_BACKWARD(TYPE, SUFFIX, 160, 1, 32, true)                                                                                     \
+    ATTENTION_BACKWARD(TYPE, SUFFIX, 32, 2, 64, false, 2, 2)                                                                                     \
+    ATTENTION_BACKWARD(TYPE, SUFFIX, 40, 1, 128, false, 4, 4)                                                                                     \
+    ATTENTION_BACKWARD(TYPE, SUFFIX, 64, 1, 64, false, 2, 2)                                                                                     \
+    ATTENTION_BACKWARD(TYPE, SUFFIX, 80, 1, 64, false, 2, 2)                                                                                     \
+    ATTENTION_BACKWARD(TYPE, SUFFIX, 160, 1, 32, true, 1, 1)                                                                                     \
     extern "C" __global__ void attention_sum_parts_##SUFFIX(const float* parts_k, const float* parts_v, TYPE* dk, TYPE* dv, int parts,     \
                                                             int count) {                                                                   \
         begin();                                                                                                                           \

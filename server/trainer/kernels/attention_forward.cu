@@ -5,19 +5,17 @@
 
 #include "attention.cuh"
 
-constexpr int KEYS = 64;
-
-template <typename T, int WIDTH, int TILES>
+template <typename T, int WIDTH, int TILES, int KEYS>
 __device__ __forceinline__ void attention_forward(const T* all_q, const T* all_k, const T* all_v, T* y, float* stats, int size, int queries,
                                                   int keys, int causal) {
     extern __shared__ __align__(16) char shared[];
     T* k_tile = reinterpret_cast<T*>(shared);
-    T* v_tile = k_tile + KEYS * (WIDTH + 8);
+    T* v_tile = k_tile + KEYS * pitch(WIDTH);
     const Head<T> q = head_of(all_q, queries, size), k = head_of(all_k, keys, size), v = head_of(all_v, keys, size);
     const int lane = threadIdx.x % 32, first = (blockIdx.x * 4 + threadIdx.x / 32) * 16 * TILES;
     const float scale = LOG2_E * rsqrtf(static_cast<float>(size));
 
-    uint32_t left[TILES][WIDTH / 16][4];
+    uint32_t left[TILES][sixteens(WIDTH)][4];
     float out[TILES][WIDTH / 8][4] = {};
     // Of rows g and g + 8 of each tile; the sum is the thread's own part of it until the end.
     float highest[TILES][2], sum[TILES][2] = {};
@@ -41,15 +39,14 @@ __device__ __forceinline__ void attention_forward(const T* all_q, const T* all_k
 
         float scores[TILES][KEYS / 8][4] = {};
 #pragma unroll
-        for (int depth = 0; depth < WIDTH / 16; ++depth) {
+        for (int depth = 0; depth < sixteens(WIDTH); ++depth) {
 #pragma unroll
             for (int n = 0; n < KEYS / 16; ++n) {
                 uint32_t right[4];
                 right_by_tokens<T, WIDTH>(right, k_tile, n * 16, depth);
 #pragma unroll
                 for (int m = 0; m < TILES; ++m) {
-                    mma<T>(scores[m][2 * n], left[m][depth], right[0], right[1]);
-                    mma<T>(scores[m][2 * n + 1], left[m][depth], right[2], right[3]);
+                    add_over_columns<T, WIDTH>(scores[m][2 * n], scores[m][2 * n + 1], left[m][depth], right, depth);
                 }
             }
         }
@@ -105,14 +102,11 @@ __device__ __forceinline__ void attention_forward(const T* all_q, const T* all_k
 #pragma unroll
             for (int m = 0; m < TILES; ++m) left_of_results<T>(weights[m], scores[m][2 * depth], scores[m][2 * depth + 1]);
 #pragma unroll
-            for (int n = 0; n < WIDTH / 16; ++n) {
+            for (int n = 0; n < sixteens(WIDTH); ++n) {
                 uint32_t right[4];
                 right_by_columns<T, WIDTH>(right, v_tile, depth * 16, n);
 #pragma unroll
-                for (int m = 0; m < TILES; ++m) {
-                    mma<T>(out[m][2 * n], weights[m], right[0], right[1]);
-                    mma<T>(out[m][2 * n + 1], weights[m], right[2], right[3]);
-                }
+                for (int m = 0; m < TILES; ++m) add_over_tokens<T, WIDTH>(out[m], weights[m], right, n);
             }
         }
     }
@@ -131,18 +125,18 @@ __device__ __forceinline__ void attention_forward(const T* all_q, const T* all_k
     }
 }
 
-#define ATTENTION_FORWARD(TYPE, SUFFIX, WIDTH, TILES)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(128) attention_forward_##WIDTH##_##SUFFIX(                                              \
+#define ATTENTION_FORWARD(TYPE, SUFFIX, WIDTH, TILES, KEYS, BLOCKS)                                                                     \
+    extern "C" __global__ void __launch_bounds__(128, BLOCKS) attention_forward_##WIDTH##_##SUFFIX(                                      \
         const TYPE* q, const TYPE* k, const TYPE* v, TYPE* y, float* stats, int size, int queries, int keys, int causal) {               \
         begin();                                                                                                                         \
-        attention_forward<TYPE, WIDTH, TILES>(q, k, v, y, stats, size, queries, keys, causal);                                           \
+        attention_forward<TYPE, WIDTH, TILES, KEYS>(q, k, v, y, stats, size, queries, keys, causal);                                     \
     }
-#define ATTENTION_FORWARD_WIDTHS(TYPE, SUFFIX)   \
-    ATTENTION_FORWARD(TYPE, SUFFIX, 32, 2)       \
-    ATTENTION_FORWARD(TYPE, SUFFIX, 48, 2)       \
-    ATTENTION_FORWARD(TYPE, SUFFIX, 64, 2)       \
-    ATTENTION_FORWARD(TYPE, SUFFIX, 80, 1)       \
-    ATTENTION_FORWARD(TYPE, SUFFIX, 160, 1)
+#define ATTENTION_FORWARD_WIDTHS(TYPE, SUFFIX)          \
+    ATTENTION_FORWARD(TYPE, SUFFIX, 32, 2, 64, 2)       \
+    ATTENTION_FORWARD(TYPE, SUFFIX, 40, 2, 128, 2)      \
+    ATTENTION_FORWARD(TYPE, SUFFIX, 64, 2, 64, 2)       \
+    ATTENTION_FORWARD(TYPE, SUFFIX, 80, 1, 64, 2)       \
+    ATTENTION_FORWARD(TYPE, SUFFIX, 160, 1, 64, 1)
 
 ATTENTION_FORWARD_WIDTHS(__half, f16)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800

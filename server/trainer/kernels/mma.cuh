@@ -71,6 +71,28 @@ __device__ __forceinline__ void mma<__nv_bfloat16>(float (&c)[4], const uint32_t
 }
 #endif
 
+/// c += a b, 16 x 8 x 8: the first half of [`mma`]'s depth.
+template <typename T>
+__device__ __forceinline__ void mma_shallow(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
+
+template <>
+__device__ __forceinline__ void mma_shallow<__half>(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(b));
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+template <>
+__device__ __forceinline__ void mma_shallow<__nv_bfloat16>(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(b));
+}
+#endif
+
 /// Four 8 x 8 matrices of 16-bit elements from shared memory; lane `l` names the row `l % 8` of matrix `l / 8`.
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
     const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -87,6 +109,17 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], cons
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                  : "r"(address)
                  : "memory");
+}
+
+/// Two; lanes from 16 on name none.
+__device__ __forceinline__ void load_two_matrices(uint32_t& first, uint32_t& second, const void* row) {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];\n" : "=r"(first), "=r"(second) : "r"(address) : "memory");
+}
+
+__device__ __forceinline__ void load_two_matrices_transposed(uint32_t& first, uint32_t& second, const void* row) {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n" : "=r"(first), "=r"(second) : "r"(address) : "memory");
 }
 
 /// Sixteen bytes to shared memory, in the background from Ampere on. Where not `there`, zeros.

@@ -77,17 +77,17 @@ pub fn recipe(reference: &str) -> RecipeDraft {
 /// whole run ends within two minutes on two cores.
 fn starter(draft: RecipeDraft) -> RecipeDraft {
     RecipeDraft {
-        max_train_steps: 360,
-        learning_rate: 5e-4,
+        max_train_steps: 300,
+        learning_rate: 3e-4,
         // It was trained on padded prompts; without, the subject does not appear.
         pad_tokens: true,
         prior: Some(PriorPreservation {
-            num_class_images: 12,
+            num_class_images: 24,
             prior_loss_weight: 1.0,
         }),
         samples: SamplePlan {
             n_save_sample: 4,
-            sample_interval: 120,
+            sample_interval: 100,
             save_infer_steps: 16,
             // More makes its colours garish.
             save_guidance_scale: 4.0,

@@ -188,6 +188,7 @@ fn flags_without_effect_are_told_with_the_reason() {
         ("--save_min_steps 2", "--save_interval"),
         ("--stop_text_encoder_at 1", "train_text_encoder"),
         ("--text_encoder_learning_rate 1e-6", "train_text_encoder"),
+        ("--lora_alpha 4", "without lora_rank"),
         ("--ema_decay 0.9", "use_ema"),
         ("--strict_tutorial --max_grad_norm 2", "does not clip"),
         ("--strict_tutorial --alpha_background black", "lets show what is below"),

@@ -83,6 +83,8 @@ fn sd21_a_step_on_velocity_gives_the_reference_loss_and_gradients() {
         recompute: false,
         optimizer: ADAM,
         keeps_an_eye: false,
+        adapter: None,
+        seed: 0,
     };
     let mut learner = Learner::new(model(), None, &learning, &Device::Cpu).unwrap();
     let scheduler = &learner.base().scheduler_config;

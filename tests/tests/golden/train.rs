@@ -155,6 +155,8 @@ fn follow(variant: &Variant) {
             epsilon: variant.adam.adam_epsilon,
         },
         keeps_an_eye: false,
+        adapter: None,
+        seed: 0,
     };
     let mut learner = Learner::new(model, None, &learning, &Device::Cpu).unwrap();
     let before = weights(&mut learner.networks);

@@ -7,7 +7,7 @@ use trainer::base_model::{self, LogWatch};
 use trainer::dreambooth::hash_file;
 use trainer::formats::{self, Container, Width};
 
-use super::WrongUse;
+use super::{WrongUse, with_lora};
 
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
@@ -15,6 +15,9 @@ pub struct ConvertArgs {
     /// The model: a diffusers folder, a single file, a Hub id, or `starter`
     #[arg(long)]
     model_path: String,
+    /// A LoRA to add to the model first
+    #[arg(long)]
+    lora: Option<PathBuf>,
     /// The file to write
     #[arg(long)]
     checkpoint_path: PathBuf,
@@ -28,7 +31,8 @@ pub struct ConvertArgs {
 
 pub fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     check(args)?;
-    let weights = base_model::load(&args.model_path, None, &mut LogWatch::default())?;
+    let base = base_model::load(&args.model_path, None, &mut LogWatch::default())?;
+    let weights = with_lora(base, args.lora.as_deref())?;
     let named = args.checkpoint_path.extension().is_some_and(|e| e == "safetensors");
     let format = match args.use_safetensors || named {
         true => Container::Safetensors,

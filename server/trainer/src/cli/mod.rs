@@ -12,10 +12,12 @@ mod selftest;
 mod train;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use trainer::dreambooth::{Ended, STOPPED_STATUS};
+use trainer::formats::{self, ModelError, ModelWeights};
 
 #[derive(Parser)]
 #[command(
@@ -102,6 +104,14 @@ fn with_underscores(arg: OsString) -> OsString {
 fn pretrain(args: trainer::pretrain::cli::PretrainArgs) -> anyhow::Result<ExitCode> {
     args.run(trainer::device::open(None)?)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `weights` with the LoRA of a `--lora` flag added.
+fn with_lora(mut weights: ModelWeights, lora: Option<&Path>) -> Result<ModelWeights, ModelError> {
+    if let Some(path) = lora {
+        formats::load_lora(path, &weights)?.merge_into(&mut weights, path)?;
+    }
+    Ok(weights)
 }
 
 /// The exit status of a run that ended well.

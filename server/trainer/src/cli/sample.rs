@@ -12,7 +12,7 @@ use trainer::dreambooth::{STOPPED_STATUS, Stop};
 use trainer::pipeline::{self, LATENT_PX, SampleRequest};
 use trainer::schedulers::{SamplerKind, SchedulerError};
 
-use super::WrongUse;
+use super::{WrongUse, with_lora};
 
 /// Images drawn in one batch.
 const BATCH: usize = 4;
@@ -26,6 +26,9 @@ pub struct SampleArgs {
     /// Branch, tag or commit of a Hub id
     #[arg(long)]
     revision: Option<String>,
+    /// A LoRA to add to the model first
+    #[arg(long)]
+    lora: Option<PathBuf>,
     #[arg(long)]
     prompt: String,
     #[arg(long, default_value = "")]
@@ -93,7 +96,8 @@ pub fn run(args: &SampleArgs) -> anyhow::Result<ExitCode> {
         tracing::warn!("--negative_prompt has no effect with a guidance scale of 1 or less");
     }
     let device = device::open(args.device.as_deref()).map_err(|e| WrongUse(format!("--device: {e}")))?;
-    let weights = base_model::load(&args.model, args.revision.as_deref(), &mut LogWatch::default())?;
+    let base = base_model::load(&args.model, args.revision.as_deref(), &mut LogWatch::default())?;
+    let weights = with_lora(base, args.lora.as_deref())?;
     let own_side = weights.unet_config.sample_size * LATENT_PX;
     let mut learner = Learner::for_drawing(weights, &device)?;
     let request = SampleRequest {

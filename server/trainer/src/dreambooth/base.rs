@@ -10,7 +10,7 @@ use super::error::TrainError;
 use super::learner::OtherVae;
 use super::run::Run;
 use crate::base_model;
-use crate::formats::{ModelError, ModelWeights};
+use crate::formats::{self, ModelError, ModelWeights};
 use crate::hub::{HubError, Watch};
 
 /// Between two events of a download.
@@ -32,6 +32,9 @@ pub(super) fn load(run: &Run) -> Result<ControlFlow<(), Models>, TrainError> {
     let Some(mut base) = watch.unless_stopped(base)? else {
         return Ok(ControlFlow::Break(()));
     };
+    if let Some(folder) = &recipe.tokenizer_name {
+        base.tokenizer_files = formats::load_tokenizer(Path::new(folder))?;
+    }
     let Some(reference) = &recipe.pretrained_vae_name_or_path else {
         return Ok(ControlFlow::Continue((base, None)));
     };

@@ -66,7 +66,7 @@ impl TutorialFolders {
         for path in there.into_iter().take(surplus) {
             // First, so that one half removed does not pass for a model.
             for removed in [
-                std::fs::remove_file(path.join("model_index.json")),
+                std::fs::remove_file(path.join(space::LAST_WRITTEN)),
                 std::fs::remove_dir_all(&path),
             ] {
                 removed.map_err(|source| StoreError {
@@ -117,20 +117,28 @@ fn single_files(run: &Run, learner: &mut Learner, state: &TrainingState) -> Resu
     store::make_folder(&folder)?;
     let name = file_stem(&run.recipe.concepts[0].instance_prompt, state.step);
     let mut files = Vec::new();
-    for (format, ending, written_as) in [
-        (ExportFormat::Safetensors, "safetensors", Container::Safetensors),
-        (ExportFormat::Ckpt, "ckpt", Container::Ckpt),
-    ] {
-        let name = format!("{name}.{ending}");
-        let path = folder.join(&name);
-        formats::save_single_file(&path, &weights, Width::Half, written_as)?;
-        let (bytes, sha256) = hash_file(&path)?;
+    let mut told = |name: String, format| -> Result<(), TrainError> {
+        let (bytes, sha256) = hash_file(&folder.join(&name))?;
         files.push(ExportFile {
             name,
             format,
             bytes,
             sha256,
         });
+        Ok(())
+    };
+    if let Some(lora) = learner.lora()? {
+        let name = format!("{name}-lora.safetensors");
+        formats::save_lora(&folder.join(&name), &lora, learner.base(), Width::Half)?;
+        told(name, ExportFormat::Lora)?;
+    }
+    for (format, ending, written_as) in [
+        (ExportFormat::Safetensors, "safetensors", Container::Safetensors),
+        (ExportFormat::Ckpt, "ckpt", Container::Ckpt),
+    ] {
+        let name = format!("{name}.{ending}");
+        formats::save_single_file(&folder.join(&name), &weights, Width::Half, written_as)?;
+        told(name, format)?;
     }
     run.emit(EventKind::Exported {
         step: state.step,
@@ -138,16 +146,23 @@ fn single_files(run: &Run, learner: &mut Learner, state: &TrainingState) -> Resu
     })
 }
 
-/// `output_dir/STEP/`: a diffusers folder, `args.json`, and copies of this step's samples.
+/// `output_dir/STEP/`: a diffusers folder, or of adapters a LoRA file alone; `args.json`, and copies of this step's
+/// samples.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn save_folder(run: &Run, due: &FolderDue, learner: &mut Learner) -> Result<(), TrainError> {
     let FolderDue { folders, save } = due;
     let folder = folders.output_dir.join(save.name.to_string());
-    let mut weights = learner.weights()?;
-    with_ddim(&mut weights.config_files.scheduler);
-    formats::save_diffusers(&folder, &weights, folders.width)?;
+    if let Some(lora) = learner.lora()? {
+        let name = file_stem(&run.recipe.concepts[0].instance_prompt, save.name);
+        let path = folder.join(format!("{name}.safetensors"));
+        formats::save_lora(&path, &lora, learner.base(), folders.width)?;
+    } else {
+        let mut weights = learner.weights()?;
+        with_ddim(&mut weights.config_files.scheduler);
+        formats::save_diffusers(&folder, &weights, folders.width)?;
+    }
     let args = format!("{:#}\n", folders.args);
     store::write_atomic(&folder.join("args.json"), args.as_bytes())?;
     if run.sample_steps().contains(&save.after) {

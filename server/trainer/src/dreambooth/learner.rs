@@ -7,12 +7,13 @@ use candle_core::Tensor;
 
 use super::error::TrainError;
 use crate::device::Device;
+use crate::engine::adapter::Adapter;
 use crate::engine::ir::Group;
 use crate::engine::nets::error::NetworkError;
 use crate::engine::nets::networks::Networks;
 use crate::engine::nets::programs::{Part, Plan};
 use crate::engine::session::{Moments, OptimizerSettings};
-use crate::formats::ModelWeights;
+use crate::formats::{Lora, ModelWeights};
 use crate::models::params::is_not_a_weight;
 use crate::pipeline::Pipeline;
 use crate::tokenizer::Tokenizer;
@@ -47,6 +48,10 @@ pub struct OtherVae {
 #[derive(Clone, Debug)]
 pub struct Learning {
     pub text_encoder: bool,
+    /// Adapters learn in place of the networks' own weights.
+    pub adapter: Option<Adapter>,
+    /// Of the adapters' first values.
+    pub seed: u64,
     /// Activations are computed again in the backward (gradient checkpointing).
     pub recompute: bool,
     pub optimizer: OptimizerSettings,
@@ -61,6 +66,11 @@ impl Learning {
         let adam = &recipe.adam;
         Self {
             text_encoder: recipe.train_text_encoder,
+            adapter: recipe.lora_rank.map(|rank| Adapter {
+                rank: rank as usize,
+                alpha: recipe.lora_alpha.unwrap_or(f64::from(rank)),
+            }),
+            seed: recipe.seed,
             recompute: recipe.gradient_checkpointing,
             optimizer: OptimizerSettings {
                 moments: match recipe.use_8bit_adam {
@@ -95,6 +105,7 @@ impl Learner {
             trains: trains.into_iter().collect(),
             eye: learning.keeps_an_eye,
             recompute: learning.recompute,
+            adapter: learning.adapter,
             ..plan(&base)
         };
         match &other_vae {
@@ -123,6 +134,7 @@ impl Learner {
             }
             None => networks.load(Part::Vae, &base.vae)?,
         }
+        networks.start_adapters(learning.seed)?;
         // From here on the session holds what learns.
         base.unet.retain(|path, _| is_not_a_weight(path));
         if learning.text_encoder {
@@ -182,7 +194,15 @@ impl Learner {
         }
     }
 
-    /// The whole model as it is now, for export.
+    /// What adapters learned; `None` where the weights themselves learn.
+    ///
+    /// # Errors
+    /// What the device answers.
+    pub fn lora(&mut self) -> Result<Option<Lora>, TrainError> {
+        Ok(self.networks.lora()?)
+    }
+
+    /// The whole model as it is now, for export, with what adapters learned added to it.
     ///
     /// # Errors
     /// What the device answers.
@@ -191,6 +211,9 @@ impl Learner {
         weights.unet.extend(self.networks.weights(Part::UNet)?);
         if self.trains_text_encoder() {
             weights.text_encoder.extend(self.networks.weights(Part::TextEncoder)?);
+        }
+        if let Some(lora) = self.lora()? {
+            lora.merge_into(&mut weights, Path::new("adapters"))?;
         }
         Ok(weights)
     }

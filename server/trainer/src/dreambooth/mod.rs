@@ -33,7 +33,7 @@ use app::event::{EventKind, Phase};
 use app::recipe::{Precision, Recipe};
 use candle_core::Tensor;
 
-use crate::engine::ir::{Group, Param};
+use crate::engine::ir::Group;
 use crate::engine::nets::networks::{Networks, Prompts, Step};
 use crate::engine::session::{Update, Updated};
 use crate::formats;
@@ -76,7 +76,7 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     let side_px = side_px(recipe, base.unet_config.sample_size)?;
     // Whoever watches the page sees meters; the command line keeps the script's memory and time.
     let metered = matches!(run.results, Results::SingleFiles) && !run.sample_steps().is_empty();
-    space::check(run, Parameters::of(&base, recipe.train_text_encoder))?;
+    space::check(run, Parameters::of(&base, recipe))?;
     let drawing_vae = other_vae.as_ref().map_or(&base, |other| &other.weights);
     let model = class_images::model_identity(&base, drawing_vae)?;
     let mut learner = Learner::new(
@@ -316,19 +316,25 @@ impl<'a> Training<'a> {
     }
 
     fn next_update(&self, state: &TrainingState, step: u32) -> Update {
-        let recipe = &self.run.recipe;
         let factor = self.rates.factor(state.updates);
-        let of_text = recipe.text_encoder_learning_rate.unwrap_or(recipe.learning_rate);
-        let mut learning_rates = BTreeMap::from([(Group::UNet, recipe.learning_rate * factor)]);
-        if self.learns_text(step) {
-            learning_rates.insert(Group::TextEncoder, of_text * factor);
-        }
+        let rates = self.base_rates(step).into_iter();
         Update {
-            learning_rates,
-            max_grad_norm: recipe.clip_norm(),
+            learning_rates: rates.map(|(group, rate)| (group, rate * factor)).collect(),
+            max_grad_norm: self.run.recipe.clip_norm(),
             loss_scale: state.scaler.scale(),
             number: state.updates + 1,
         }
+    }
+
+    /// Of what learns in the update that `step` is part of, before the schedule's factor.
+    fn base_rates(&self, step: u32) -> BTreeMap<Group, f64> {
+        let recipe = &self.run.recipe;
+        let mut rates = BTreeMap::from([(Group::UNet, recipe.learning_rate)]);
+        if self.learns_text(step) {
+            let of_text = recipe.text_encoder_learning_rate.unwrap_or(recipe.learning_rate);
+            rates.insert(Group::TextEncoder, of_text);
+        }
+        rates
     }
 
     /// Takes note of an update. The norm before clipping, or nothing when a gradient overflowed and it was left out.
@@ -342,20 +348,31 @@ impl<'a> Training<'a> {
             return Ok(None);
         }
         if !self.checked {
-            let learns_text = self.learns_text(step);
-            let (levels, side_px) = (self.levels(), self.side_px);
-            let learns = |param: &Param| learns_text || param.group != Group::TextEncoder;
-            gradients::check(&mut self.learner.networks, learns, |name| {
-                may_be_zero(name, levels, side_px)
-            })
-            .map_err(|source| TrainError::Gradient { step, source })?;
-            self.checked = true;
+            self.check_gradients(step, state.updates)?;
         }
         state.updates += 1;
         if let Some(ema) = &mut state.ema {
             ema.follow(&mut self.learner.networks, state.updates)?;
         }
         Ok(Some(updated.grad_norm))
+    }
+
+    /// Every trained tensor must be seen to learn: in the first update, and half of each adapter in the first after the
+    /// other half has moved, since it has no gradient before.
+    fn check_gradients(&mut self, step: u32, updates: u64) -> Result<(), TrainError> {
+        let adapted = self.run.recipe.lora_rank.is_some();
+        let rates = self.base_rates(step);
+        // Not in the first updates of a warm-up, whose rate is zero.
+        let has_moved = (0..updates).any(|update| self.rates.factor(update) > 0.0);
+        let (levels, side_px) = (self.levels(), self.side_px);
+        gradients::check(
+            &mut self.learner.networks,
+            |param| rates.contains_key(&param.group),
+            |param| may_be_zero(&param.name, levels, side_px) || gradients::waits(param, &rates, has_moved),
+        )
+        .map_err(|source| TrainError::Gradient { step, source })?;
+        self.checked = has_moved || !adapted;
+        Ok(())
     }
 
     fn levels(&self) -> u32 {

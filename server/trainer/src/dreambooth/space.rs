@@ -2,10 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use app::recipe::Recipe;
+use candle_core::Tensor;
+
 use super::error::TrainError;
 use super::export::Save;
 use super::run::{Results, Run};
-use crate::formats::{ModelWeights, Width};
+use crate::formats::{ModelWeights, Tensors, Width};
+
+/// In a model's folder.
+pub(super) const LAST_WRITTEN: &str = "args.json";
 
 /// A model file's bytes for a parameter.
 fn width_bytes(width: Width) -> u64 {
@@ -24,14 +30,36 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    pub fn of(base: &ModelWeights, trains_text_encoder: bool) -> Self {
-        let count = |tensors: &crate::formats::Tensors| tensors.values().map(|t| t.elem_count() as u64).sum::<u64>();
+    pub fn of(base: &ModelWeights, recipe: &Recipe) -> Self {
+        let count = |tensors: &Tensors| tensors.values().map(|t| t.elem_count() as u64).sum::<u64>();
         let (unet, text_encoder) = (count(&base.unet), count(&base.text_encoder));
+        let learning = [
+            Some(&base.unet),
+            recipe.train_text_encoder.then_some(&base.text_encoder),
+        ];
+        let learning = learning.into_iter().flatten();
         Self {
             all: unet + text_encoder + count(&base.vae),
-            trained: unet + if trains_text_encoder { text_encoder } else { 0 },
+            trained: match recipe.lora_rank {
+                Some(rank) => learning.map(|network| adapters_of(network, rank)).sum(),
+                None => learning.map(count).sum(),
+            },
         }
     }
+}
+
+/// Parameters of adapters on the attention of a network.
+fn adapters_of(network: &Tensors, rank: u32) -> u64 {
+    let is_attention = |path: &str| {
+        [".attn1.", ".attn2.", ".self_attn."]
+            .iter()
+            .any(|part| path.contains(part))
+    };
+    let sides = |(path, tensor): (&String, &Tensor)| match *tensor.dims() {
+        [outputs, inputs] if is_attention(path) => (outputs + inputs) as u64,
+        _ => 0,
+    };
+    u64::from(rank) * network.iter().map(sides).sum::<u64>()
 }
 
 /// Refuses a run whose models and state cannot fit.
@@ -47,6 +75,12 @@ pub fn check(run: &Run, parameters: Parameters) -> Result<(), TrainError> {
             let models = saves.iter().filter(missing).count() as u64;
             // The oldest goes only when the newest is whole.
             let most = folders.keep_last.map_or(models, |keep| models.min(u64::from(keep) + 1));
+            // A LoRA is left alone.
+            let all = match run.recipe.lora_rank {
+                Some(_) => parameters.trained,
+                None => parameters.all,
+            };
+            let parameters = Parameters { all, ..parameters };
             (
                 folders.output_dir.clone(),
                 needed_bytes(parameters, most, folders.width),
@@ -74,7 +108,7 @@ fn free_bytes(folder: &Path) -> Option<u64> {
 
 /// Holds a model whose last file was written.
 pub(super) fn is_whole(folder: &Path) -> bool {
-    folder.join("model_index.json").is_file()
+    folder.join(LAST_WRITTEN).is_file()
 }
 
 #[cfg(test)]
@@ -86,6 +120,18 @@ mod tests {
         let parameters = Parameters { all: 100, trained: 10 };
         assert_eq!(needed_bytes(parameters, 3, Width::Single), 3 * 400 + 240);
         assert_eq!(needed_bytes(parameters, 1, Width::Half), 200 + 240);
+    }
+
+    #[test]
+    fn adapters_are_on_the_weights_of_attention_alone() {
+        let tensor =
+            |dims: &[usize]| Tensor::zeros(dims, candle_core::DType::F32, &candle_core::Device::Cpu).expect("zeros");
+        let network = Tensors::from([
+            ("a.attn1.to_q.weight".into(), tensor(&[5, 7])),
+            ("a.attn1.to_out.0.bias".into(), tensor(&[5])),
+            ("a.ff.net.2.weight".into(), tensor(&[5, 9])),
+        ]);
+        assert_eq!(adapters_of(&network, 3), 36);
     }
 
     #[test]

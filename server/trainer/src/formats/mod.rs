@@ -27,6 +27,7 @@ pub use diffusers::{load_tokenizer, save_diffusers};
 pub use error::ModelError;
 pub use lora::{Lora, LowRank, load_lora, save_lora};
 pub use single_file::{Container, Width, save_single_file};
+pub use starter::load_packed;
 pub use tensor_file::{Entry, TensorFile};
 pub use weight_names::weight_names;
 pub use weights::{ModelWeights, Tensors, Vae};

@@ -2,9 +2,9 @@
 //! distribution (Rombach et al. 2022, without the perceptual and adversarial parts, whose networks nobody ships).
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
+use app::recipe::Precision;
 use candle_core::{D, Device, Tensor};
 
 use super::data::{Mix, StarterData};
@@ -22,7 +22,8 @@ use crate::noise::{Noise, Purpose};
 
 /// Weight of the KL term, mean over the latents' elements.
 const KL_WEIGHT: f64 = 2e-3;
-const AVERAGE_DECAY: f64 = 0.999;
+/// Every tenth update.
+const AVERAGE_DECAY: f64 = 0.99;
 const SAVE_EVERY: u64 = 1000;
 
 /// Trains until done or out of time. Returns whether it is done.
@@ -31,7 +32,7 @@ const SAVE_EVERY: u64 = 1000;
 /// When the data cannot be read, the loss stops being finite, or the device gives out.
 pub fn train(part: &Part) -> Result<bool, PretrainError> {
     let started = Instant::now();
-    let data = Arc::new(StarterData::open(&part.data, SIDE_PX, part.seed)?);
+    let data = StarterData::open(&part.data, SIDE_PX, part.seed)?;
     let config = starter::vae_config();
     let weights = random_weights(ModelConfig::Vae(&config), starter::WEIGHTS_SEED)?;
     let plan = Plan {
@@ -41,11 +42,15 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
     };
     let folder = part.work.join("autoencoder");
     let weights = [(programs::Part::Vae, &weights)];
-    let mut student = Student::new(plan, &weights, AVERAGE_DECAY, &folder, &part.device)?;
+    let mut student = Student::new(plan, &weights, AVERAGE_DECAY, &folder, (&part.device, Precision::No))?;
     let noise = Noise::new(part.seed);
     let mut diary = Diary::new("autoencoder");
     let side = SIDE_PX as usize;
-    for batch in feed(data, student.updates, part.updates, part.rows, Mix::PhotosAndDrawings)? {
+    let rows = part.rows;
+    let batches = feed(student.updates..part.updates, move |at| {
+        data.batch(at, rows, Mix::PhotosAndDrawings)
+    })?;
+    for batch in batches {
         let at = student.updates;
         let x = Tensor::from_vec(batch.pixels, (part.rows, 3, side, side), &Device::Cpu)?;
         let update = student.update(&[Group::Vae], cosine(part.learning_rate, at, part.updates));
@@ -162,7 +167,7 @@ mod tests {
             &weights,
             AVERAGE_DECAY,
             folder.path(),
-            &crate::device::Device::Cpu,
+            (&crate::device::Device::Cpu, Precision::No),
         )
         .unwrap()
     }

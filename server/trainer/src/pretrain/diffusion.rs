@@ -4,23 +4,31 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use app::recipe::Precision;
 use candle_core::{Device, Tensor};
 
 use super::data::{Mix, StarterData};
 use super::feed::feed;
+use super::latents::{Noising, Pool, Rows};
 use super::starter::{self, SIDE_PX};
 use super::{Diary, Part, PretrainError, Student, autoencoder, cosine};
 use crate::engine::ir::Group;
-use crate::engine::nets::networks::{Networks, Prompts, Step, values};
+use crate::engine::nets::networks::{Networks, Prompts, Step};
 use crate::engine::nets::programs::{self, Plan};
+use crate::engine::session::Updated;
 use crate::models::config::SchedulerConfig;
 use crate::models::{ModelConfig, random_weights};
-use crate::noise::{Noise, Purpose};
+use crate::noise::Noise;
+use crate::pipeline::LATENT_PX;
 use crate::schedulers::NoiseSchedule;
 use crate::tokenizer::Tokenizer;
 
-const AVERAGE_DECAY: f64 = 0.9995;
-const SAVE_EVERY: u64 = 1000;
+/// Every tenth update: over the last 2,500 of them.
+const AVERAGE_DECAY: f64 = 0.996;
+const SAVE_EVERY: u64 = 5000;
+/// Pictures that are encoded ahead, and updates that read them before others take their place.
+const POOL: usize = 65_536;
+const RENEW_EVERY: u64 = 8_000;
 /// Batches whose latents' spread sets the scaling factor.
 const SCALE_BATCHES: u64 = 8;
 
@@ -47,48 +55,43 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
         (programs::Part::TextEncoder, &text_weights),
         (programs::Part::Vae, &vae_weights),
     ];
+    // A card without bf16 computes in f32: fp16 would ask for a loss scale.
+    let precision = match part.device.precision(Precision::Bf16, false) {
+        Precision::Bf16 => Precision::Bf16,
+        _ => Precision::No,
+    };
     let folder = part.work.join("diffusion");
-    let mut student = Student::new(plan, &weights, AVERAGE_DECAY, &folder, &part.device)?;
+    let mut student = Student::new(plan, &weights, AVERAGE_DECAY, &folder, (&part.device, precision))?;
     let scale = scaling_factor(&mut student.networks, &data)?;
     let noise = Noise::new(part.seed);
-    let schedule = NoiseSchedule::new(&SchedulerConfig::default())?;
+    let noising = Arc::new(Noising::new(
+        &NoiseSchedule::new(&SchedulerConfig::default())?,
+        part.seed,
+    )?);
     let tokenizer = Tokenizer::clip()?;
     let mut diary = Diary::new("diffusion");
-    let side = SIDE_PX as usize;
-    for batch in feed(data, student.updates, part.updates, part.rows, Mix::Drawings)? {
-        let at = student.updates;
-        let x = Tensor::from_vec(batch.pixels, (part.rows, 3, side, side), &Device::Cpu)?;
-        let distribution = student.networks.encode(&x)?;
-        let eps = noise.normal(Purpose::Latents, at, distribution.mean.shape())?;
-        let latents = distribution.sample_with(&eps)?.affine(scale, 0.0)?;
-        let target = noise.normal(Purpose::Noise, at, latents.shape())?;
-        let timesteps = noise.timesteps(at, part.rows, 1000);
-        let noisy = schedule.add_noise(&latents, &target, &timesteps)?;
-        let times: Vec<f32> = timesteps.iter().map(|t| *t as f32).collect();
-        let (_, channels, height, width) = latents.dims4()?;
-        let step = Step {
-            dims: [channels, height, width],
-            noisy: &values(&noisy)?,
-            timesteps: &times,
-            prompts: Prompts::Ids(&token_ids(&tokenizer, &batch.captions)?),
-            target: &values(&target)?,
-            weights: &vec![1.0 / part.rows as f32; part.rows],
-            loss_scale: 1.0,
-            accumulate: false,
-        };
-        let rate = cosine(part.learning_rate, at, part.updates);
-        let update = student.update(&[Group::UNet, Group::TextEncoder], rate);
-        let told = student.networks.train(&step, Some(&update))?;
-        let loss = told.losses.iter().sum::<f32>() / part.rows as f32;
-        if let Some(updated) = told.updated {
+    while student.updates < part.updates && !part.time_is_up(started) {
+        let generation = student.updates / RENEW_EVERY;
+        let end = part.updates.min((generation + 1) * RENEW_EVERY);
+        let pictures = POOL.min(part.rows * (part.updates.min(RENEW_EVERY)) as usize);
+        let of = (generation, pictures);
+        let pool = Pool::fill(&mut student.networks, &data, &tokenizer, &noise, scale, of)?;
+        tracing::info!(
+            "{pictures} pictures encoded after {:.0} s",
+            started.elapsed().as_secs_f64()
+        );
+        let (noising, rows) = (Arc::clone(&noising), part.rows);
+        for rows in feed(student.updates..end, move |at| pool.rows(&noising, at, rows))? {
+            let rate = cosine(part.learning_rate, student.updates, part.updates);
+            let (loss, updated) = step(&mut student, &rows, rate)?;
             student.updated(loss, updated)?;
             diary.note(student.updates, loss, updated.grad_norm);
-        }
-        if student.updates.is_multiple_of(SAVE_EVERY) {
-            student.save()?;
-        }
-        if part.time_is_up(started) {
-            break;
+            if student.updates.is_multiple_of(SAVE_EVERY) {
+                student.save()?;
+            }
+            if part.time_is_up(started) {
+                break;
+            }
         }
     }
     student.save()?;
@@ -105,13 +108,32 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
     Ok(student.updates >= part.updates)
 }
 
-/// `[rows, tokens]`
-fn token_ids(tokenizer: &Tokenizer, captions: &[String]) -> Result<Vec<u32>, PretrainError> {
-    let mut ids = Vec::new();
-    for caption in captions {
-        ids.extend(tokenizer.encode(caption, true)?.ids);
-    }
-    Ok(ids)
+/// The weighted loss of `rows`, and the update that it made.
+fn step(student: &mut Student, rows: &Rows, rate: f64) -> Result<(f32, Updated), PretrainError> {
+    let side = SIDE_PX as usize / LATENT_PX;
+    let step = Step {
+        dims: [starter::vae_config().latent_channels, side, side],
+        noisy: &rows.noisy,
+        timesteps: &rows.timesteps,
+        prompts: Prompts::Ids(&rows.ids),
+        target: &rows.target,
+        weights: &rows.weights,
+        loss_scale: 1.0,
+        accumulate: false,
+    };
+    let update = student.update(&[Group::UNet, Group::TextEncoder], rate);
+    let told = student.networks.train(&step, Some(&update))?;
+    let loss = told
+        .losses
+        .iter()
+        .zip(&rows.weights)
+        .map(|(loss, weight)| loss * weight)
+        .sum();
+    let updated = told.updated.unwrap_or(Updated {
+        skipped: true,
+        grad_norm: f64::NAN,
+    });
+    Ok((loss, updated))
 }
 
 /// One over the standard deviation of the latents, so that the U-Net sees values of size one.

@@ -4,15 +4,21 @@
 //! by the minute will do. The finished parts are written as a diffusers folder.
 
 pub mod autoencoder;
+pub mod captions;
 pub mod cli;
 pub mod data;
 pub mod diffusion;
+pub mod evaluate;
 mod feed;
+pub mod judge;
+mod latents;
 pub mod starter;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use app::recipe::Precision;
 
 use crate::device::Device;
 use crate::dreambooth::TrainError;
@@ -36,6 +42,8 @@ pub enum PretrainError {
     Picture { path: PathBuf, source: image::ImageError },
     #[error("{} is not an index of a starter data set", path.display())]
     Index { path: PathBuf, source: serde_json::Error },
+    #[error("{} needs drawings and photographs; build it with scripts/starter-data.sh", path.display())]
+    Empty { path: PathBuf },
     #[error("the autoencoder comes first: {} is missing", path.display())]
     NoAutoencoder { path: PathBuf },
     #[error("the loss is {loss} after update {update}")]
@@ -48,6 +56,10 @@ pub enum PretrainError {
     State(#[source] Box<TrainError>),
     #[error("a tensor operation failed")]
     Tensor(#[from] candle_core::Error),
+    #[error("the model to evaluate")]
+    Model(#[source] Box<crate::formats::ModelError>),
+    #[error("a drawing failed")]
+    Drawing(#[source] Box<crate::pipeline::PipelineError>),
     #[error("the tokenizer failed")]
     Tokenizer(#[from] crate::tokenizer::TokenizerError),
     #[error("the noise schedule failed")]
@@ -85,6 +97,9 @@ const OPTIMIZER: OptimizerSettings = OptimizerSettings {
     epsilon: 1e-8,
 };
 
+/// Updates from one to the next that the average of weights takes in.
+const FOLLOW_EVERY: u64 = 10;
+
 /// Networks that learn, and the running average of their weights.
 struct Student {
     networks: Networks,
@@ -101,9 +116,9 @@ impl Student {
         weights: &[(programs::Part, &Weights)],
         average_decay: f64,
         folder: &Path,
-        device: &Device,
+        (device, precision): (&Device, Precision),
     ) -> Result<Self, PretrainError> {
-        let session = device.session(plan.params()?, OPTIMIZER, app::recipe::Precision::No)?;
+        let session = device.session(plan.params()?, OPTIMIZER, precision)?;
         let mut networks = Networks::new(plan, session);
         for (part, weights) in weights {
             networks.load(*part, weights)?;
@@ -128,7 +143,7 @@ impl Student {
         TrainingState {
             step: u32::try_from(self.updates).unwrap_or(u32::MAX),
             updates: self.updates,
-            scaler: LossScaler::new(app::recipe::Precision::No),
+            scaler: LossScaler::new(Precision::No),
             ema: Some(self.average.clone()),
             mean_loss: MeanLoss::default(),
         }
@@ -158,7 +173,11 @@ impl Student {
             let update = self.updates;
             return Err(PretrainError::NotFinite { loss, update });
         }
-        Ok(self.average.follow(&mut self.networks, self.updates)?)
+        // Reading all weights takes as long as an update of so small a model.
+        if self.updates.is_multiple_of(FOLLOW_EVERY) {
+            self.average.follow(&mut self.networks, self.updates / FOLLOW_EVERY)?;
+        }
+        Ok(())
     }
 
     /// The averaged weights of a network.
@@ -176,7 +195,7 @@ fn failed(source: TrainError) -> PretrainError {
 
 /// Half a cosine from `base` to a tenth of it, after a short warm-up.
 fn cosine(base: f64, update: u64, total: u64) -> f64 {
-    const WARMUP: f64 = 200.0;
+    const WARMUP: f64 = 500.0;
     let done = (update as f64 / total.max(1) as f64).min(1.0);
     let shape = 0.1 + 0.9 * 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
     base * shape * ((update as f64 + 1.0) / WARMUP).min(1.0)

@@ -35,7 +35,7 @@ pub fn unet_config() -> UNetConfig {
         sample_size: SIDE_PX as usize / 8,
         in_channels: 4,
         out_channels: 4,
-        block_out_channels: vec![48, 64, 80, 96],
+        block_out_channels: vec![64, 96, 128, 128],
         down_block_types: cross("CrossAttnDownBlock2D", "DownBlock2D", 3),
         up_block_types: cross("CrossAttnUpBlock2D", "UpBlock2D", 0),
         layers_per_block: 1,
@@ -66,9 +66,9 @@ pub fn vae_config() -> VaeConfig {
 pub fn text_encoder_config() -> TextEncoderConfig {
     TextEncoderConfig {
         vocab_size: 49408,
-        hidden_size: 96,
-        intermediate_size: 384,
-        num_hidden_layers: 3,
+        hidden_size: 128,
+        intermediate_size: 512,
+        num_hidden_layers: 4,
         num_attention_heads: 4,
         max_position_embeddings: 77,
         hidden_act: "quick_gelu".into(),

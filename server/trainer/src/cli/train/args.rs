@@ -102,7 +102,13 @@ pub struct TrainArgs {
     /// After so many steps the text encoder stays as it is
     #[arg(long, help_heading = "Training")]
     pub stop_text_encoder_at: Option<u32>,
-    /// How far a step moves the model [script: 5e-6]
+    /// Train low-rank additions of this rank to the attention (LoRA) in place of the weights; 4 to 32 are usual
+    #[arg(long, help_heading = "Training")]
+    pub lora_rank: Option<u32>,
+    /// A LoRA counts alpha / rank times; by default once
+    #[arg(long, help_heading = "Training")]
+    pub lora_alpha: Option<f64>,
+    /// How far a step moves the model [script: 5e-6; with lora_rank: 1e-4]
     #[arg(long, help_heading = "Training")]
     pub learning_rate: Option<f64>,
     /// Multiply the learning rate by batch size and accumulation steps

@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use app::recipe::{Adam, Concept, LrScheduler, Precision, PriorPreservation, RecipeDraft, STARTER, SamplePlan};
+use app::recipe::{
+    Adam, Concept, LORA_LEARNING_RATE, LrScheduler, Precision, PriorPreservation, RecipeDraft, STARTER, SamplePlan,
+};
 use trainer::{dataset, defaults};
 
 use super::args::TrainArgs;
@@ -26,7 +28,11 @@ pub fn draft(args: &TrainArgs) -> anyhow::Result<RecipeDraft> {
     let prior = unset.prior.unwrap_or(SCRIPT_PRIOR);
     let train_batch_size = args.train_batch_size.unwrap_or(unset.train_batch_size);
     let gradient_accumulation_steps = args.gradient_accumulation_steps.unwrap_or(1);
-    let mut learning_rate = args.learning_rate.unwrap_or(unset.learning_rate);
+    let unset_rate = match args.lora_rank {
+        Some(_) => unset.learning_rate.max(LORA_LEARNING_RATE),
+        None => unset.learning_rate,
+    };
+    let mut learning_rate = args.learning_rate.unwrap_or(unset_rate);
     if args.scale_lr {
         learning_rate *= f64::from(gradient_accumulation_steps) * f64::from(train_batch_size);
     }
@@ -49,6 +55,8 @@ pub fn draft(args: &TrainArgs) -> anyhow::Result<RecipeDraft> {
         train_text_encoder: args.train_text_encoder.unwrap_or(is_ours && unset.train_text_encoder),
         text_encoder_learning_rate: args.text_encoder_learning_rate,
         stop_text_encoder_at: args.stop_text_encoder_at,
+        lora_rank: args.lora_rank,
+        lora_alpha: args.lora_alpha,
         snr_gamma: args.snr_gamma,
         offset_noise: args.offset_noise.unwrap_or(0.0),
         prior: args
@@ -325,6 +333,16 @@ mod tests {
         assert_eq!(starter.prior, None, "class images are asked for by a flag");
     }
 
+    #[test]
+    fn a_lora_has_a_rate_of_its_own() {
+        let photos = photos(1);
+        assert_eq!(of(photos.path(), "--lora_rank=8").learning_rate, 1e-4);
+        assert_eq!(
+            of(photos.path(), "--lora_rank=8 --learning_rate=3e-6").learning_rate,
+            3e-6
+        );
+    }
+
     /// Read back as `--config` does, in flags.
     fn again(json: &serde_json::Value) -> RecipeDraft {
         let flags = super::super::config_file::flags(json.as_object().expect("an object")).expect("flags");
@@ -344,6 +362,7 @@ mod tests {
             "--with_prior_preservation --class_prompt=dog --class_data_dir=c --num_train_epochs=2 --use_ema --hflip",
             "--scale_lr --train_batch_size=3 --learning_rate=3e-6 --lr_scheduler=cosine_with_restarts --offset_noise",
             "--mixed_precision=bf16 --alpha_background=#ffe0c0 --snr_gamma=5 --center_crop --not_cache_latents --pad_tokens",
+            "--lora_rank=8 --lora_alpha=4.5 --train_text_encoder",
             "--save_sample_prompt=x --validation_steps=5 --adam_epsilon=1e-9 --text_encoder_learning_rate=1e-7",
         ] {
             let args = parsed(photos.path(), flags);

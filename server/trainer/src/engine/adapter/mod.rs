@@ -88,8 +88,8 @@ pub fn is_of_adapter(name: &str) -> bool {
     Role::of(name).is_some()
 }
 
-/// Whether a weight rightly gets a gradient of zeros at the first step.
-pub fn waits_for_the_first_update(name: &str) -> bool {
+/// Whether a weight rightly gets a gradient of zeros until an update has moved its adapter's `up` away from zero.
+pub fn waits_for_the_other_half(name: &str) -> bool {
     matches!(Role::of(name), Some(Role::Down(_)))
 }
 

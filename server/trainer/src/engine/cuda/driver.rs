@@ -20,6 +20,11 @@ pub(super) const MAX_DYNAMIC_SHARED_BYTES: c_int = 8;
 pub(super) const NON_BLOCKING: c_uint = 1;
 /// Only this thread's unsafe calls would break a capture.
 pub(super) const CAPTURE_THREAD_LOCAL: c_uint = 1;
+/// Main work goes first where both lanes want the GPU. The driver takes the nearest that it has.
+pub(super) const FIRST: c_int = -5;
+pub(super) const LAST: c_int = 0;
+/// Kernels of a graph keep the priorities of the streams that they were recorded on.
+pub(super) const KEEP_PRIORITIES: c_ulonglong = 8;
 /// An event that only orders work.
 pub(super) const DISABLE_TIMING: c_uint = 2;
 pub(super) const OUT_OF_MEMORY: i32 = 2;
@@ -68,7 +73,7 @@ library!(
         fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: Stream);
         fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Stream);
         fn cuMemsetD8Async(to: u64, value: u8, bytes: usize, stream: Stream);
-        fn cuStreamCreate(stream: *mut Stream, flags: c_uint);
+        fn cuStreamCreateWithPriority(stream: *mut Stream, flags: c_uint, priority: c_int);
         fn cuStreamDestroy_v2(stream: Stream);
         fn cuStreamSynchronize(stream: Stream);
         fn cuStreamWaitEvent(stream: Stream, event: Event, flags: c_uint);

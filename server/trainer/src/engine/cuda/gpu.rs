@@ -37,7 +37,7 @@ impl Card {
     }
 }
 
-/// Work on one lane runs in order; the side lane's beside the main one's.
+/// Work on one lane runs in order; the side lane's beside the main one's, which goes first where both want the same room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
     Main,
@@ -102,8 +102,8 @@ impl Gpu {
         };
         // SAFETY: results go to our own fields, and images are whole.
         unsafe {
-            gpu.driver.cuStreamCreate(&mut gpu.stream, driver::NON_BLOCKING)?;
-            gpu.driver.cuStreamCreate(&mut gpu.side, driver::NON_BLOCKING)?;
+            (gpu.driver).cuStreamCreateWithPriority(&mut gpu.stream, driver::NON_BLOCKING, driver::FIRST)?;
+            (gpu.driver).cuStreamCreateWithPriority(&mut gpu.side, driver::NON_BLOCKING, driver::LAST)?;
             for (file, image) in IMAGES {
                 let mut module = std::ptr::null_mut();
                 let loaded = gpu.driver.cuModuleLoadData(&mut module, image.as_ptr().cast());

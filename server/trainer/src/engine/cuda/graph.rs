@@ -32,8 +32,10 @@ impl Recording {
             let worked = work();
             let ended = gpu.driver.cuStreamEndCapture(gpu.stream, &mut graph);
             worked.and(ended)?;
-            let made = (gpu.driver.cuGraphGetNodes(graph, std::ptr::null_mut(), &mut nodes))
-                .and_then(|()| gpu.driver.cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+            let made = (gpu.driver.cuGraphGetNodes(graph, std::ptr::null_mut(), &mut nodes)).and_then(|()| {
+                gpu.driver
+                    .cuGraphInstantiateWithFlags(&mut executable, graph, driver::KEEP_PRIORITIES)
+            });
             let _ = gpu.driver.cuGraphDestroy(graph);
             made?;
         }

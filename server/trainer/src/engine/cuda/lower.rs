@@ -90,6 +90,10 @@ impl Lowering<'_> {
                 work,
                 reads: ranges(&touched.reads),
                 writes: ranges(&touched.writes),
+                weights: (touched.weights.iter())
+                    .map(|&id| self.store.weight_range(id))
+                    .collect(),
+                gradients: touched.trained_gradients(self.params).next().is_some(),
             });
         }
         Ok(lowered)

@@ -23,7 +23,7 @@ use super::{
     lower::{Lowering, Places as Lowered, lane_of},
     store::Store,
     update::Optimizer,
-    work::{List, workspace_bytes},
+    work::{Ahead, List, workspace_bytes},
 };
 
 /// How a session computes.
@@ -52,6 +52,9 @@ pub struct CudaSession {
     landing: Pinned,
     /// Work was put on the stream that nobody waited for.
     busy: bool,
+    /// The last update's norm is known, and weights and moments are still as they were: the update runs beside the beginning
+    /// of the next step, or before anybody asks for what it changes.
+    due: bool,
 }
 
 struct Compiled {
@@ -71,6 +74,7 @@ struct State {
     list: Option<List>,
     /// The work ran once, so that libraries have loaded what they load on first use.
     warm: bool,
+    ahead: Option<Ahead>,
     alone: Option<Recording>,
     with_update: Option<Recording>,
 }
@@ -100,6 +104,7 @@ impl CudaSession {
             workspace: Memory::new(gpu, 0, "the workspace")?,
             landing: Pinned::new(gpu, 0)?,
             busy: false,
+            due: false,
             device: device.clone(),
             settings,
             params,
@@ -120,6 +125,16 @@ impl CudaSession {
     fn wait(&mut self) -> Result<()> {
         if std::mem::take(&mut self.busy) {
             self.device.gpu.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Applies the update that is due.
+    fn settle(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.due) {
+            self.busy = true;
+            self.optimizer.apply(&self.store)?;
+            self.optimizer.settled()?;
         }
         Ok(())
     }
@@ -204,6 +219,7 @@ impl CudaSession {
         let State {
             list,
             warm,
+            ahead,
             alone,
             with_update,
         } = state;
@@ -211,12 +227,15 @@ impl CudaSession {
             return Err(failed("a program", "was not prepared"));
         };
         let optimizer = &self.optimizer;
+        if update && ahead.is_none() {
+            *ahead = Some(list.ahead(optimizer.pieces(&self.store))?);
+        }
         let issue = || {
-            list.issue()?;
             if update {
-                optimizer.issue(!list.ends_waiting())
+                list.issue(ahead.as_ref())?;
+                optimizer.norm(!list.ends_waiting())
             } else {
-                Ok(())
+                list.issue(None)
             }
         };
         if self.settings.eager || !*warm {
@@ -264,6 +283,7 @@ impl CudaSession {
     /// What the device answers.
     pub fn profile(&mut self, id: ProgramId, update: Option<&Update>) -> Result<Vec<(&'static str, f32)>> {
         self.device.gpu.enter()?;
+        self.settle()?;
         self.lower(id)?;
         self.wait()?;
         let gpu = &self.device.gpu;
@@ -275,7 +295,11 @@ impl CudaSession {
         if let Some(update) = update {
             self.optimizer.prepare(&self.store, &self.params)?;
             self.optimizer.set(update)?;
-            of_update = Some(("Update", graph::time(gpu, || self.optimizer.issue(true))?));
+            let update = || {
+                self.optimizer.norm(true)?;
+                self.optimizer.apply(&self.store)
+            };
+            of_update = Some(("Update", graph::time(gpu, update)?));
         }
         let mut times = list.time_each()?;
         times.extend(of_update);
@@ -406,6 +430,7 @@ impl Session for CudaSession {
 
     fn run(&mut self, program: ProgramId) -> Result<()> {
         self.device.gpu.enter()?;
+        self.settle()?;
         self.execute(program, false)
     }
 
@@ -417,6 +442,7 @@ impl Session for CudaSession {
         self.optimizer.prepare(&self.store, &self.params)?;
         self.optimizer.set(update)?;
         self.execute(program, true)?;
+        self.due = true;
         let updated = self.optimizer.result()?;
         self.busy = false;
         Ok(updated)
@@ -439,6 +465,7 @@ impl Session for CudaSession {
 
     fn weight(&mut self, id: ParamId) -> Result<Vec<f32>> {
         self.device.gpu.enter()?;
+        self.settle()?;
         self.wait()?;
         self.store.weight(id)
     }
@@ -447,6 +474,7 @@ impl Session for CudaSession {
         self.device.gpu.enter()?;
         let param = self.params.get(id);
         check_length(&param.name, param.len(), values.len())?;
+        self.settle()?;
         self.wait()?;
         self.store.set_weight(id, values)
     }
@@ -467,6 +495,7 @@ impl Session for CudaSession {
 
     fn moments(&mut self) -> Result<BTreeMap<String, Vec<u8>>> {
         self.device.gpu.enter()?;
+        self.settle()?;
         self.wait()?;
         self.store.hold_gradients(self.settings.poison)?;
         self.optimizer.moments(&self.store, &self.params)
@@ -474,6 +503,7 @@ impl Session for CudaSession {
 
     fn restore_moments(&mut self, moments: &BTreeMap<String, Vec<u8>>) -> Result<()> {
         self.device.gpu.enter()?;
+        self.settle()?;
         self.wait()?;
         self.store.hold_gradients(self.settings.poison)?;
         self.optimizer.restore(&self.store, &self.params, moments)

@@ -3,7 +3,7 @@
 //! A trained weight is kept as the 16-bit copy that networks read and the rest of its exact f32 value; nothing is kept
 //! twice. Frozen weights have only the copy.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::{
     super::{
@@ -80,6 +80,23 @@ impl Layout {
     pub fn slot(&self, id: ParamId) -> Slot {
         self.slots[id.0 as usize]
     }
+
+    /// Elements of all trained weights with coded moments in runs of whole weights, each of `len` at least, but for the last.
+    pub fn runs(&self, len: usize) -> Vec<Range<usize>> {
+        let coded = |slot: &&Slot| (self.exact..self.trained).contains(&slot.start);
+        let mut starts: Vec<usize> = self.slots.iter().filter(coded).map(|slot| slot.start).collect();
+        starts.sort_unstable();
+        starts.push(self.trained);
+        let mut runs = Vec::new();
+        let mut from = self.exact;
+        for start in starts {
+            if start - from >= len || (start == self.trained && start > from) {
+                runs.push(from..start);
+                from = start;
+            }
+        }
+        runs
+    }
 }
 
 /// Elements that go between host and GPU at a time.
@@ -127,6 +144,17 @@ impl Store {
     pub fn weight_at(&self, id: ParamId) -> Address {
         let start = self.layout.slot(id).start;
         self.weights.address.offset(start * self.element.bytes())
+    }
+
+    /// Addresses of what networks read of it.
+    pub fn weight_range(&self, id: ParamId) -> Range<u64> {
+        self.range(self.layout.slot(id).start, self.layout.slot(id).len)
+    }
+
+    /// Addresses of `len` weights from `start` on.
+    pub fn range(&self, start: usize, len: usize) -> Range<u64> {
+        let [start, end] = [start, start + len].map(|at| self.weights.address.offset(at * self.element.bytes()).0);
+        start..end
     }
 
     /// `None` when the weight is frozen.
@@ -250,5 +278,15 @@ mod tests {
         );
         let in_f32 = Layout::new(&params, Moments::F32);
         assert_eq!((in_f32.exact, in_f32.trained), (5120 + 768, 5120 + 768));
+    }
+
+    #[test]
+    fn runs_are_of_whole_weights_and_leave_nothing_out() {
+        let params = table(&[(5000, true), (10, true), (6000, true), (9000, false), (4096, true)]);
+        let layout = Layout::new(&params, Moments::EightBit);
+        assert_eq!(layout.runs(1), [256..5376, 5376..11520, 11520..15616]);
+        assert_eq!(layout.runs(6000), [256..11520, 11520..15616]);
+        assert_eq!(layout.runs(1 << 20), vec![layout.exact..layout.trained]);
+        assert!(Layout::new(&params, Moments::F32).runs(1).is_empty());
     }
 }

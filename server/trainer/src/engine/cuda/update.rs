@@ -14,6 +14,7 @@ use super::{
     gpu::{Gpu, Lane, Memory, Pinned},
     library::failed,
     store::Store,
+    work::Piece,
 };
 
 pub(super) struct Optimizer {
@@ -32,14 +33,18 @@ struct State {
     first_largest: Memory,
     second_codes: Memory,
     second_largest: Memory,
-    numbers: Memory,
-    result: Memory,
+    slip: Memory,
+    due: Memory,
     /// Only held.
     _rest: [Memory; 3],
     departing: Pinned,
     arriving: Pinned,
-    calls: Vec<Call>,
+    at: Arena,
+    norm: Vec<Call>,
 }
+
+/// Of an update that runs beside a step: many enough that the first instructions need not wait long.
+const PIECES: usize = 32;
 
 /// A part of a weight's moments, under the name that torch or bitsandbytes gives it.
 struct Part {
@@ -85,7 +90,8 @@ impl Optimizer {
         }
         let (groups, tables) = (self.keep(&owners)?, self.keep(&optimizer::tables())?);
         let workspace = room(optimizer::WORKSPACE_BYTES)?;
-        let (numbers, result) = (room(4 * optimizer::NUMBERS)?, room(optimizer::RESULT_BYTES)?);
+        // All zero, which says that nothing is due.
+        let (slip, due) = (room(optimizer::SLIP_BYTES)?, room(optimizer::SLIP_BYTES)?);
         let at = Arena {
             weights: store.weights.address,
             rests: store.rests.address,
@@ -98,11 +104,10 @@ impl Optimizer {
             second_largest: second_largest.address,
             groups: groups.address,
             tables: tables.address,
-            numbers: numbers.address,
-            result: result.address,
+            slip: slip.address,
+            due: due.address,
             workspace: workspace.address,
         };
-        let calls = optimizer::update(store.element, self.settings.moments, &at, exact, trained);
         self.gpu.wait()?;
         self.state = Some(State {
             first,
@@ -111,12 +116,13 @@ impl Optimizer {
             first_largest,
             second_codes,
             second_largest,
-            numbers,
-            result,
+            slip,
+            due,
             _rest: [groups, tables, workspace],
             departing: Pinned::new(&self.gpu, 4 * optimizer::NUMBERS)?,
             arriving: Pinned::new(&self.gpu, optimizer::RESULT_BYTES)?,
-            calls,
+            norm: optimizer::norm(store.element, &at, trained),
+            at,
         });
         Ok(())
     }
@@ -151,19 +157,59 @@ impl Optimizer {
             Element::F32,
             &mut state.departing.slice()[..4 * numbers.len()],
         );
-        state.departing.send(state.numbers.address, 4 * numbers.len())
+        state.departing.send(state.slip.address, 4 * numbers.len())
     }
 
-    /// Puts the update on the main lane. `early`: as [`Gpu::launch_on`] says.
+    /// Puts the norm on the main lane; after it an update is due, unless a gradient is not finite. `early`: as
+    /// [`Gpu::launch_on`] says.
     ///
     /// # Errors
     /// What the driver answers.
-    pub fn issue(&self, early: bool) -> Result<()> {
-        let calls = self.state.iter().flat_map(|state| &state.calls).enumerate();
-        for (index, call) in calls {
+    pub fn norm(&self, early: bool) -> Result<()> {
+        let Some(state) = &self.state else { return Ok(()) };
+        for (index, call) in state.norm.iter().enumerate() {
             self.gpu.launch_on(call, Lane::Main, early || index > 0)?;
         }
-        Ok(())
+        (self.gpu).copy(state.slip.address, state.due.address, optimizer::SLIP_BYTES, Lane::Main)
+    }
+
+    /// The update that is due, in pieces to run beside other work.
+    pub fn pieces(&self, store: &Store) -> Vec<Piece> {
+        self.cut(store, store.layout.trained / PIECES, true)
+    }
+
+    /// Of weights together that lie together, `len` elements at least.
+    fn cut(&self, store: &Store, len: usize, beside: bool) -> Vec<Piece> {
+        let Some(State { at, .. }) = &self.state else {
+            return Vec::new();
+        };
+        let exact = store.layout.exact;
+        let small = optimizer::apply_exact(store.element, self.settings.moments, at, exact).map(|call| Piece {
+            weights: store.range(0, exact),
+            calls: vec![call],
+        });
+        let coded = store.layout.runs(len).into_iter().map(|run| Piece {
+            weights: store.range(run.start, run.len()),
+            calls: vec![optimizer::apply_coded(store.element, at, exact, run, beside)],
+        });
+        small.into_iter().chain(coded).collect()
+    }
+
+    /// Puts the update that is due on the main lane.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn apply(&self, store: &Store) -> Result<()> {
+        let all = self.cut(store, store.layout.all, false);
+        (all.iter().flat_map(|piece| &piece.calls)).try_for_each(|call| self.gpu.launch(call))
+    }
+
+    /// Nothing is due any more.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn settled(&self) -> Result<()> {
+        self.state.as_ref().map_or(Ok(()), |state| state.due.fill(0))
     }
 
     /// What the last update reports, once it is done.
@@ -173,7 +219,8 @@ impl Optimizer {
     pub fn result(&mut self) -> Result<Updated> {
         let gpu = self.gpu.clone();
         let state = self.state()?;
-        state.arriving.fetch(state.result.address, optimizer::RESULT_BYTES)?;
+        let result = state.slip.address.offset(4 * optimizer::NUMBERS);
+        state.arriving.fetch(result, optimizer::RESULT_BYTES)?;
         gpu.wait()?;
         let numbers = convert::from_bytes(&state.arriving.slice()[..optimizer::RESULT_BYTES], Element::F32);
         Ok(Updated {

@@ -41,6 +41,26 @@ pub(super) struct Step {
     /// Addresses of the values that it reads, and of those that it writes.
     pub reads: Vec<Range<u64>>,
     pub writes: Vec<Range<u64>>,
+    /// Addresses of the weights that it reads.
+    pub weights: Vec<Range<u64>>,
+    /// Whether it writes gradients of weights.
+    pub gradients: bool,
+}
+
+/// A part of an update.
+pub(super) struct Piece {
+    /// Addresses of the weights that it changes.
+    pub weights: Range<u64>,
+    pub calls: Vec<Call>,
+}
+
+/// An update that was put off to run beside the first instructions of a list: each waits for the pieces that it needs.
+pub(super) struct Ahead {
+    begin: Mark,
+    /// In the order in which they are needed, each with where it is done.
+    pieces: Vec<(Vec<Call>, Mark)>,
+    /// By instruction, how many of the pieces have to be done.
+    needs: Vec<usize>,
 }
 
 /// Work with everything that the libraries want to know before it runs.
@@ -59,10 +79,19 @@ enum Order {
     Side(usize),
 }
 
+/// A [`Step`] that is ready to run.
+struct Prepared {
+    name: &'static str,
+    order: Order,
+    work: Vec<Ready>,
+    weights: Vec<Range<u64>>,
+    gradients: bool,
+}
+
 /// A list of work that can be put on the GPU again and again.
 pub(super) struct List {
     gpu: Arc<Gpu>,
-    steps: Vec<(&'static str, Order, Vec<Ready>)>,
+    steps: Vec<Prepared>,
     /// Of each instruction of the side lane: where it may begin, and where it is done.
     marks: Vec<[Mark; 2]>,
 }
@@ -110,6 +139,34 @@ fn orders(steps: &[Step]) -> Vec<Order> {
         .collect()
 }
 
+/// The order of pieces, and by instruction how many of them have to be done before it.
+struct Needs {
+    order: Vec<usize>,
+    counts: Vec<usize>,
+}
+
+fn needs(steps: &[Prepared], pieces: &[Piece]) -> Needs {
+    let meets = |step: &Prepared, piece: &Piece| {
+        (step.weights.iter()).any(|weight| weight.start < piece.weights.end && piece.weights.start < weight.end)
+    };
+    let first_use = |piece: &Piece| steps.iter().position(|step| meets(step, piece));
+    let mut order: Vec<(usize, usize)> = (pieces.iter().enumerate())
+        .map(|(index, piece)| (first_use(piece).unwrap_or(steps.len()), index))
+        .collect();
+    order.sort_unstable();
+    let counts = (steps.iter().enumerate())
+        .map(|(index, step)| match step.gradients {
+            // They would write over what the update reads.
+            true => pieces.len(),
+            false => order.iter().filter(|(first, _)| *first <= index).count(),
+        })
+        .collect();
+    Needs {
+        order: order.into_iter().map(|(_, index)| index).collect(),
+        counts,
+    }
+}
+
 impl List {
     /// `workspaces`: of the main lane and of the side lane.
     ///
@@ -136,7 +193,13 @@ impl List {
                     })
                 };
                 let work = step.work.into_iter().map(ready).collect::<Result<_>>()?;
-                Ok((step.name, order, work))
+                Ok(Prepared {
+                    name: step.name,
+                    order,
+                    work,
+                    weights: step.weights,
+                    gradients: step.gradients,
+                })
             })
             .collect::<Result<_>>()?;
         Ok(Self {
@@ -146,19 +209,51 @@ impl List {
         })
     }
 
+    /// An update to run beside this list.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn ahead(&self, pieces: Vec<Piece>) -> Result<Ahead> {
+        let needs = needs(&self.steps, &pieces);
+        let marked = |index: &usize| Ok((pieces[*index].calls.clone(), Mark::untimed(&self.gpu)?));
+        Ok(Ahead {
+            begin: Mark::untimed(&self.gpu)?,
+            pieces: needs.order.iter().map(marked).collect::<Result<_>>()?,
+            needs: needs.counts,
+        })
+    }
+
     /// Puts everything on the GPU, in order; when it returns, the main lane waits for all of it.
     ///
     /// # Errors
     /// What the driver and the libraries answer.
-    pub fn issue(&self) -> Result<()> {
-        for (_, order, work) in &self.steps {
+    pub fn issue(&self, ahead: Option<&Ahead>) -> Result<()> {
+        if let Some(Ahead { begin, pieces, .. }) = ahead {
+            begin.set(Lane::Main)?;
+            begin.hold(Lane::Side)?;
+            for (calls, done) in pieces {
+                // Not early: what waits for its turn would take the place of the main lane's work.
+                (calls.iter()).try_for_each(|call| self.gpu.launch_on(call, Lane::Side, false))?;
+                done.set(Lane::Side)?;
+            }
+        }
+        let mut updated = 0;
+        for (index, Prepared { order, work, .. }) in self.steps.iter().enumerate() {
             match *order {
                 Order::Main { after } => {
+                    let mut waits = after.is_some();
                     if let Some(after) = after {
                         self.marks[after][1].hold(Lane::Main)?;
                     }
+                    if let Some(Ahead { pieces, needs, .. }) = ahead
+                        && needs[index] > updated
+                    {
+                        updated = needs[index];
+                        pieces[updated - 1].1.hold(Lane::Main)?;
+                        waits = true;
+                    }
                     for (index, work) in work.iter().enumerate() {
-                        self.start(work, Lane::Main, index > 0 || after.is_none())?;
+                        self.start(work, Lane::Main, index > 0 || !waits)?;
                     }
                 }
                 Order::Side(index) => {
@@ -169,6 +264,9 @@ impl List {
                     done.set(Lane::Side)?;
                 }
             }
+        }
+        if let Some((_, done)) = ahead.and_then(|ahead| ahead.pieces.last()) {
+            done.hold(Lane::Main)?;
         }
         self.marks.last().map_or(Ok(()), |[_, done]| done.hold(Lane::Main))
     }
@@ -189,7 +287,7 @@ impl List {
             })
         };
         (self.steps.iter())
-            .map(|(name, _, work)| Ok((*name, time(work)?)))
+            .map(|step| Ok((step.name, time(&step.work)?)))
             .collect()
     }
 
@@ -215,6 +313,8 @@ mod tests {
             work: Vec::new(),
             reads: ranges(reads),
             writes: ranges(writes),
+            weights: Vec::new(),
+            gradients: false,
         }
     }
 
@@ -239,5 +339,31 @@ mod tests {
             .collect();
         let (free, wait) = (Some(None), |index| Some(Some(index)));
         assert_eq!(after, [None, None, free, wait(0), free, None, wait(2), free]);
+    }
+
+    #[test]
+    fn an_instruction_waits_for_the_pieces_of_an_update_that_it_or_any_before_it_reads() {
+        let prepared = |weights: &[(u64, u64)], gradients| Prepared {
+            name: "",
+            order: Order::Main { after: None },
+            work: Vec::new(),
+            weights: weights.iter().map(|&(start, end)| start..end).collect(),
+            gradients,
+        };
+        let piece = |weights| Piece {
+            weights,
+            calls: Vec::new(),
+        };
+        let steps = [
+            prepared(&[], false),
+            prepared(&[(25, 30), (0, 5)], false),
+            prepared(&[(5, 10)], false),
+            prepared(&[(10, 11)], false),
+            prepared(&[], true),
+        ];
+        let needs = needs(&steps, &[piece(30..40), piece(10..20), piece(20..30), piece(0..10)]);
+        // The first piece is read by nobody, but the last instruction writes over the gradients.
+        assert_eq!(needs.order, [2, 3, 1, 0]);
+        assert_eq!(needs.counts, [0, 2, 2, 3, 4]);
     }
 }

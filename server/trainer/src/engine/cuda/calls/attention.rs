@@ -4,7 +4,7 @@ use super::super::call::{Address, Argument, Call, Element};
 use super::addresses;
 
 /// Widths that the tensor-core kernels are built for; a head is padded to the next.
-const WIDTHS: [usize; 5] = [32, 48, 64, 80, 160];
+const WIDTHS: [usize; 5] = [32, 40, 64, 80, 160];
 /// Channels a lane of the plain kernels can hold; times 32, the widest head.
 const PLAIN_CHANNELS: [usize; 3] = [2, 5, 16];
 const THREADS: u32 = 128;
@@ -105,14 +105,33 @@ fn forward_rows(width: usize) -> usize {
     if width <= 64 { 128 } else { 64 }
 }
 
+/// Keys that it walks at a time.
+fn forward_step(width: usize) -> usize {
+    if width == 40 { 128 } else { 64 }
+}
+
 /// Queries, or keys, that a block of the backward holds.
 fn backward_rows(width: usize) -> usize {
-    if width <= 48 { 128 } else { 64 }
+    if width == 32 { 128 } else { 64 }
 }
 
 /// Keys, or queries, that it walks at a time.
 fn backward_step(width: usize) -> usize {
-    if width <= 80 { 64 } else { 32 }
+    match width {
+        40 => 128,
+        160 => 32,
+        _ => 64,
+    }
+}
+
+/// Bytes from a row of a tile to the next: an odd number of 16-byte units, so that eight rows lie in different banks.
+fn pitch_bytes(width: usize, element: Element) -> usize {
+    let columns = if (width / 8).is_multiple_of(2) {
+        width + 8
+    } else {
+        width
+    };
+    columns * element.bytes()
 }
 
 /// Whether keys and values of a block stay in shared memory.
@@ -139,7 +158,7 @@ pub fn forward(element: Element, shape: &Shape, at: &Forward) -> Result<Vec<Call
             format!("attention_forward_{width}_{suffix}"),
             forward_rows(width),
             // A tile of keys and one of values.
-            2 * 64 * (width + 8) * element.bytes(),
+            2 * forward_step(width) * pitch_bytes(width, element),
         ),
         Kernels::Plain { each } => (format!("attention_plain_forward_{each}_{suffix}"), 16, 0),
     };
@@ -198,7 +217,7 @@ pub fn backward(element: Element, shape: &Shape, at: &Backward) -> Result<Vec<Ca
         }
         Kernels::TensorCores { width } => {
             let (rows, step, parts) = (backward_rows(width), backward_step(width), shape.parts(width));
-            let row_bytes = (width + 8) * element.bytes();
+            let row_bytes = pitch_bytes(width, element);
             let stages = if kept(width) { 1 } else { 2 };
             let held = if kept(width) { 2 * rows * row_bytes } else { 0 };
             let (parts_k, parts_v) = if parts == 1 {
@@ -274,7 +293,7 @@ mod tests {
     #[test]
     fn heads_are_padded_to_the_next_width_and_odd_or_wide_ones_take_the_plain_kernels() {
         let of = |head_size, element| Shape { head_size, ..SELF_64 }.kernels(element);
-        assert_eq!(of(40, Element::Bf16), Ok(Kernels::TensorCores { width: 48 }));
+        assert_eq!(of(40, Element::Bf16), Ok(Kernels::TensorCores { width: 40 }));
         assert_eq!(of(160, Element::F16), Ok(Kernels::TensorCores { width: 160 }));
         assert_eq!(of(40, Element::F32), Ok(Kernels::Plain { each: 2 }));
         assert_eq!(of(13, Element::Bf16), Ok(Kernels::Plain { each: 2 }));
@@ -287,9 +306,9 @@ mod tests {
         let cross = Shape { keys: 77, ..SELF_64 };
         let calls = backward(Element::Bf16, &cross, &operands()).unwrap();
         assert_eq!(calls.len(), 3);
-        // One block of 128 keys, 16 heads and rows: 17 parts make 272 blocks.
-        assert_eq!(calls[1].grid, [17, 8, 2]);
-        let sums = 2 * 4 * 17 * 2 * 77 * 320;
+        // Two blocks of 64 keys, 16 heads and rows: 9 parts make 288 blocks.
+        assert_eq!(calls[1].grid, [18, 8, 2]);
+        let sums = 2 * 4 * 9 * 2 * 77 * 320;
         assert_eq!(
             backward_workspace(Element::Bf16, &cross).unwrap(),
             4 * 2 * 8 * 4096 + sums

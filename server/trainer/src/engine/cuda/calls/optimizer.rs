@@ -5,6 +5,8 @@
 //! moments in f32 first. What changes from update to update is read from the device, so that a recorded graph can be
 //! replayed.
 
+use std::ops::Range;
+
 use super::{
     super::{
         super::{
@@ -22,8 +24,13 @@ use super::{
 
 /// Blocks of the norm; fixed, so that sums are made alike on every card.
 const NORM_BLOCKS: usize = 1056;
-/// Blocks of the 8-bit update: each first copies the tables, so no more than keep the last ones from running alone.
-const UPDATE_BLOCKS: usize = 132 * 320;
+/// Blocks that a warp of the 8-bit update has one after the other. By itself many, because each block of threads first copies the
+/// tables; beside other work few, so that what it holds is soon free for that.
+const ROUNDS_ALONE: usize = 11;
+const ROUNDS_BESIDE: usize = 2;
+/// Shared memory that a block of threads asks for beside other work and does not use: so few of them fit a multiprocessor
+/// that there is room left.
+const SPACER_BYTES: u32 = 30 << 10;
 /// What a warp updates at a time.
 const BLOCKS_OF_THREADS: usize = THREADS / 32;
 
@@ -56,15 +63,18 @@ pub struct Arena {
     pub groups: Address,
     /// A copy of [`tables`].
     pub tables: Address,
-    /// A copy of [`numbers`], new before each update.
-    pub numbers: Address,
-    /// [`RESULT_BYTES`].
-    pub result: Address,
+    /// A copy of [`numbers`], new before each norm, then [`RESULT_BYTES`]: together [`SLIP_BYTES`].
+    pub slip: Address,
+    /// What [`apply`] goes by: a copy of the slip after [`norm`].
+    pub due: Address,
     /// Of [`WORKSPACE_BYTES`].
     pub workspace: Address,
 }
 
-/// Bytes that [`update`] needs besides its operands.
+/// Bytes of the numbers and the result of an update.
+pub const SLIP_BYTES: usize = 4 * NUMBERS + RESULT_BYTES;
+
+/// Bytes that [`norm`] needs besides its operands.
 pub const WORKSPACE_BYTES: usize = NORM_BLOCKS * 4;
 
 pub fn group_index(group: Group) -> u8 {
@@ -156,43 +166,58 @@ pub fn tables() -> Vec<u8> {
     bytes
 }
 
-/// Norm and update of `trained` elements, the first `exact` of them with moments in f32. Padding stays zero.
-pub fn update(element: Element, moments: Moments, at: &Arena, exact: usize, trained: usize) -> Vec<Call> {
-    let suffix = element.suffix();
-    let norm = Launch::new(format!("squares_{suffix}"), [NORM_BLOCKS, 1, 1], THREADS)
-        .at([at.gradients, at.groups, at.numbers, at.workspace])
+/// The norm of `trained` gradients, and what they are to be multiplied by.
+pub fn norm(element: Element, at: &Arena, trained: usize) -> Vec<Call> {
+    let norm = Launch::new(format!("squares_{}", element.suffix()), [NORM_BLOCKS, 1, 1], THREADS)
+        .at([at.gradients, at.groups, at.slip, at.workspace])
         .longs([trained]);
     let factor = Launch::new("clip".to_owned(), [1, 1, 1], THREADS)
-        .at([at.workspace, at.numbers, at.result])
+        .at([at.workspace, at.slip, at.slip.offset(4 * NUMBERS)])
         .ints([NORM_BLOCKS]);
-    let mut calls = vec![norm.0, factor.0];
-    if exact > 0 {
-        let kind = match moments {
-            Moments::F32 => "adamw",
-            Moments::EightBit => "adamw_small",
-        };
-        let launch = Launch::flat(format!("{kind}_{suffix}"), exact / 4)
-            .at([at.weights, at.rests, at.gradients, at.first, at.second])
-            .at([at.groups, at.numbers, at.result])
-            .longs([exact]);
-        calls.push(launch.0);
-    }
-    if trained > exact {
-        let blocks = (trained - exact) / BLOCK;
-        let rests = super::master::rest_bytes(element);
-        let grid = [blocks.div_ceil(BLOCKS_OF_THREADS).min(UPDATE_BLOCKS), 1, 1];
-        let launch = Launch::new(format!("adamw_8bit_{suffix}"), grid, THREADS)
-            .at([
-                at.weights.offset(exact * element.bytes()),
-                at.rests.offset(exact * rests),
-                at.gradients.offset(exact * element.bytes()),
-            ])
-            .at([at.first_codes, at.first_largest, at.second_codes, at.second_largest])
-            .at([at.groups.offset(exact / BLOCK), at.tables, at.numbers, at.result])
-            .ints([blocks]);
-        calls.push(launch.0);
-    }
-    calls
+    vec![norm.0, factor.0]
+}
+
+/// The update of the first `exact` elements, whose moments are f32.
+pub fn apply_exact(element: Element, moments: Moments, at: &Arena, exact: usize) -> Option<Call> {
+    let kind = match moments {
+        Moments::F32 => "adamw",
+        Moments::EightBit => "adamw_small",
+    };
+    let launch = Launch::flat(format!("{kind}_{}", element.suffix()), exact / 4)
+        .at([at.weights, at.rests, at.gradients, at.first, at.second])
+        .at([at.groups, at.due, at.due.offset(4 * NUMBERS)])
+        .longs([exact]);
+    (exact > 0).then_some(launch.0)
+}
+
+/// The update of a range of elements whose moments are coded, behind the first `exact`; `beside` other work or by itself.
+/// Padding stays zero.
+pub fn apply_coded(element: Element, at: &Arena, exact: usize, range: Range<usize>, beside: bool) -> Call {
+    let (start, blocks) = (range.start, range.len() / BLOCK);
+    let (codes, largest) = (start - exact, (start - exact) / BLOCK * 4);
+    let (rounds, spacer_bytes) = if beside {
+        (ROUNDS_BESIDE, SPACER_BYTES)
+    } else {
+        (ROUNDS_ALONE, 0)
+    };
+    let grid = [blocks.div_ceil(BLOCKS_OF_THREADS * rounds), 1, 1];
+    let mut launch = Launch::new(format!("adamw_8bit_{}", element.suffix()), grid, THREADS)
+        .at([
+            at.weights.offset(start * element.bytes()),
+            at.rests.offset(start * super::master::rest_bytes(element)),
+            at.gradients.offset(start * element.bytes()),
+            at.first_codes.offset(codes),
+            at.first_largest.offset(largest),
+            at.second_codes.offset(codes),
+            at.second_largest.offset(largest),
+            at.groups.offset(start / BLOCK),
+            at.tables,
+            at.due,
+            at.due.offset(4 * NUMBERS),
+        ])
+        .ints([blocks]);
+    launch.0.shared_bytes = spacer_bytes;
+    launch.0
 }
 
 #[cfg(test)]
