@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use app::recipe::RecipeDraft;
+use tests::autoencoder::{mean_psnr_db, reconstruct};
 use tests::dreambooth::{self, Outcome, Subject};
 use tests::sheet::{self, Row};
 
@@ -26,9 +27,9 @@ fn main() -> anyhow::Result<()> {
     let other = serde_json::from_str(other).context("the recipe's JSON")?;
 
     println!(
-        "| subject | likeness before | after | drift with prior | without | diversity with prior | without | ms a step |"
+        "| subject | likeness before | after | drift with prior | without | diversity with prior | without | ms a step | autoencoder, dB |"
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     let mut rows = Vec::new();
     let mut all = Vec::new();
     for subject in &subjects {
@@ -37,10 +38,18 @@ fn main() -> anyhow::Result<()> {
         let with = dreambooth::train(&recipe, &folder.path().join("with"))?;
         let without = RecipeDraft { prior: None, ..recipe };
         let without = dreambooth::train(&without, &folder.path().join("without"))?;
-        tell(&subject.name, &with, &without);
+        let photos = reconstruct(&subject.photos)?;
+        tell(&subject.name, &with, &without, mean_psnr_db(&photos));
         // Only what is the repository's own may be copied into it.
         let shows_photo = subject.photos == fixture.photos;
-        rows.push(Row::draw(subject, shows_photo, &with, &without, folder.path())?);
+        rows.push(Row::draw(
+            subject,
+            &photos,
+            shows_photo,
+            &with,
+            &without,
+            folder.path(),
+        )?);
         all.push((with, without));
     }
     tell_mean(&all);
@@ -71,10 +80,10 @@ fn numbers(with: &Outcome, without: &Outcome) -> [f32; 6] {
     ]
 }
 
-fn tell(name: &str, with: &Outcome, without: &Outcome) {
+fn tell(name: &str, with: &Outcome, without: &Outcome, psnr_db: f32) {
     let [before, after, drift, drift_without, diversity, diversity_without] = numbers(with, without);
     println!(
-        "| {name} | {before:.2} | {after:.2} | {drift:.2} | {drift_without:.2} | {diversity:.2} | {diversity_without:.2} | {:.0} |",
+        "| {name} | {before:.2} | {after:.2} | {drift:.2} | {drift_without:.2} | {diversity:.2} | {diversity_without:.2} | {:.0} | {psnr_db:.1} |",
         with.ms_per_step
     );
 }
@@ -87,5 +96,5 @@ fn tell_mean(all: &[(Outcome, Outcome)]) {
         }
     }
     let cells: Vec<String> = means.iter().map(|mean| format!("{mean:.2}")).collect();
-    println!("| mean | {} | |", cells.join(" | "));
+    println!("| mean | {} | | |", cells.join(" | "));
 }

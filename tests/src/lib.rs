@@ -1,5 +1,6 @@
 //! What the whole-system tests share: where the executables are, and a server to talk to.
 
+pub mod autoencoder;
 pub mod browser;
 pub mod dreambooth;
 pub mod hub;

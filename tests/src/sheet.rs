@@ -9,12 +9,10 @@ use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
 use embedded_graphics::prelude::{DrawTarget, Drawable, Pixel};
 use embedded_graphics::text::{Baseline, Text};
 use image::RgbImage;
-use image::imageops::FilterType;
 
+use crate::autoencoder::{Reconstruction, SIDE_PX, mean_psnr_db};
 use crate::dreambooth::{self, Outcome, Subject};
 
-/// Side of a picture; the starter's own.
-const PICTURE_PX: u32 = 128;
 const GAP_PX: u32 = 4;
 /// Between groups of pictures.
 const GROUP_GAP_PX: u32 = 28;
@@ -35,7 +33,7 @@ pub struct Row {
 
 /// What stands above each group: its pictures' prompt, unless it is that of the group before; who drew them; how many.
 const HEADERS: [(&str, &str, usize); 6] = [
-    ("the photos", "", 1),
+    ("a photo", "and by the autoencoder", 2),
     ("photo of zwx CLASS", "untrained", 1),
     ("", "trained", 3),
     ("photo of a CLASS", "untrained", 2),
@@ -44,12 +42,14 @@ const HEADERS: [(&str, &str, usize); 6] = [
 ];
 
 impl Row {
-    /// Draws what the figure shows of a subject. Of photos that may not be copied only the name is shown.
+    /// Draws what the figure shows of a subject. Of photos that may not be copied only the name is shown, and how well the
+    /// autoencoder gives them back (mean PSNR).
     ///
     /// # Errors
     /// When a model does not draw, or a picture cannot be read.
     pub fn draw(
         subject: &Subject,
+        photos: &[Reconstruction],
         shows_photo: bool,
         with: &Outcome,
         without: &Outcome,
@@ -64,13 +64,12 @@ impl Row {
                 reading.drift, reading.diversity
             )]
         };
+        let psnr_db = mean_psnr_db(photos);
+        let first = photos.first().filter(|_| shows_photo);
         let groups = vec![
             Group {
-                pictures: match shows_photo {
-                    true => vec![first_photo(&subject.photos)?],
-                    false => Vec::new(),
-                },
-                lines: vec![subject.name.clone()],
+                pictures: first.map_or_else(Vec::new, |first| vec![first.photo.clone(), first.picture.clone()]),
+                lines: vec![format!("{}  {psnr_db:.1} dB", subject.name)],
             },
             Group {
                 pictures: samples(0, 1)?,
@@ -97,34 +96,14 @@ impl Row {
     }
 }
 
-/// The middle of the first photo.
-fn first_photo(folder: &Path) -> anyhow::Result<RgbImage> {
-    let mut listing = trainer::dataset::list(folder)?.photos;
-    listing.truncate(1);
-    let photo = listing
-        .pop()
-        .map(|path| trainer::dataset::read_photo(&path, trainer::dataset::Reading::SCRIPT))
-        .transpose()?;
-    let photo = photo.map(|photo| photo.rgb).unwrap_or_default();
-    let side = photo.width().min(photo.height());
-    let (left, top) = ((photo.width() - side) / 2, (photo.height() - side) / 2);
-    let square = image::imageops::crop_imm(&photo, left, top, side, side).to_image();
-    Ok(image::imageops::resize(
-        &square,
-        PICTURE_PX,
-        PICTURE_PX,
-        FilterType::Lanczos3,
-    ))
-}
-
 /// Lays the rows out.
 ///
 /// # Errors
 /// None that a picture in memory gives.
 pub fn compose(rows: &[Row]) -> anyhow::Result<RgbImage> {
-    let group_px = |pictures: usize| pictures as u32 * (PICTURE_PX + GAP_PX) - GAP_PX;
+    let group_px = |pictures: usize| pictures as u32 * (SIDE_PX + GAP_PX) - GAP_PX;
     let width = HEADERS.iter().map(|(_, _, n)| group_px(*n) + GROUP_GAP_PX).sum::<u32>() - GROUP_GAP_PX;
-    let row_px = PICTURE_PX + GAP_PX + LINE_PX + GAP_PX * 3;
+    let row_px = SIDE_PX + GAP_PX + LINE_PX + GAP_PX * 3;
     let height = HEADER_LINES * LINE_PX + rows.len() as u32 * row_px;
     let mut canvas = Canvas(RgbImage::from_pixel(
         width + 2 * MARGIN_PX,
@@ -140,13 +119,13 @@ pub fn compose(rows: &[Row]) -> anyhow::Result<RgbImage> {
             let mut x = left;
             for picture in &group.pictures {
                 image::imageops::replace(&mut canvas.0, picture, x.into(), top.into());
-                x += PICTURE_PX + GAP_PX;
+                x += SIDE_PX + GAP_PX;
             }
             // Without a picture its line stands in its place.
             let below = if group.pictures.is_empty() {
-                PICTURE_PX / 2
+                SIDE_PX / 2
             } else {
-                PICTURE_PX + GAP_PX
+                SIDE_PX + GAP_PX
             };
             for (line, text) in (0..).zip(&group.lines) {
                 canvas.write(text, (left, top + below + line * LINE_PX), &FONT_9X15);

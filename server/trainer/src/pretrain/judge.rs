@@ -86,7 +86,7 @@ impl Judge {
         for at in 0..updates {
             let (pixels, shown) = data.named(at, ROWS);
             let images: Vec<f32> = (pixels.chunks(pixels.len() / ROWS).enumerate())
-                .flat_map(|(row, picture)| seen(picture, (at as usize + row) % 2 == 0))
+                .flat_map(|(row, picture)| seen(picture, (at as usize + row).is_multiple_of(2)))
                 .collect();
             let mut target = vec![0.0; ROWS * nouns];
             for (row, noun) in shown.into_iter().enumerate() {
