@@ -12,7 +12,7 @@ export CUDA
 SHELL := /bin/bash
 # The order of prerequisites is the order of costs.
 .NOTPARALLEL:
-.PHONY: help run build test test-fast lint page browser native-tests pictures bench-photos prove-dreambooth prove-exports check-cuda test-cuda bench-cuda clean
+.PHONY: help run build test test-fast lint page browser native-tests pictures bench-photos prove-dreambooth prove-exports check-cuda test-cuda bench bench-cuda clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,7 +80,11 @@ test-cuda: ## the CUDA trainer's self-test, on this machine's GPU
 	@scripts/cuda.sh build
 	scripts/cuda.sh test
 
-bench-cuda: ## time a training step and sampling on this machine's GPU
+bench: ## time the starter's training step and sampling on two cores, PyTorch's beside them where it is installed
+	$(CARGO) build --locked --release -p web -p trainer
+	scripts/bench.sh cpu
+
+bench-cuda: ## the same of SD 1.5 on this machine's GPU, with memory and the tutorial's whole run
 	@scripts/cuda.sh build
 	scripts/cuda.sh bench
 

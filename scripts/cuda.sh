@@ -3,9 +3,10 @@
 #   cuda.sh build      target/release/likeness-trainer-cuda
 #   cuda.sh wanted     succeeds where `make build` should build it: with CUDA=1, or where there is a GPU or a toolkit
 #   cuda.sh check      compiles the kernels, and checks the Rust side
+#   cuda.sh check-12   compiles the kernels with CUDA 12's compiler, for drivers older than 580
 #   cuda.sh libraries  brings the run-time libraries that a machine with a GPU lacks
 #   cuda.sh test       runs the program's self-test on the GPU
-#   cuda.sh bench      the self-test, then times a training step, sampling and a whole run, PyTorch beside them where there is one
+#   cuda.sh bench      the self-test, then one table of what a step, memory, sampling and a whole run come to, PyTorch beside them
 # test and bench take PROGRAM=... in place of the one that was built here, so that a finished one needs no Rust.
 # shellcheck source=scripts/common.sh
 . "$(dirname "$0")/common.sh"
@@ -15,6 +16,8 @@ cd "$root"
 
 built=$target/release/likeness-trainer-cuda
 program=${PROGRAM:-$built}
+golden=()
+if [ -d tests/golden ]; then golden=(--golden tests/golden); fi
 
 wanted() { [ "${CUDA:-}" = 1 ] || { [ "${CUDA:-}" != 0 ] && { gpu_answers || cuda_toolkit >/dev/null; }; }; }
 
@@ -42,6 +45,19 @@ check() {
     LIKENESS_CUDA_ARCHS=${LIKENESS_CUDA_ARCHS:-75,90} cargo check --locked --release -p trainer --features cuda
 }
 
+# CUDA 12's nvcc is in no wheel, but its compiler is, as NVRTC. The Rust side loads libraries of either version while it runs,
+# and is one source for both.
+check_12() {
+    local home=$cache/nvrtc-12.8.93
+    if [ ! -d "$home" ]; then
+        rm -rf "$home.partial"
+        logged nvrtc-12 python3 -m pip install --quiet --no-deps --target "$home.partial" "${cuda_12_wheels[@]}" ||
+            die "could not get CUDA 12's compiler" "pip install ${cuda_12_wheels[*]}"
+        mv "$home.partial" "$home"
+    fi
+    python3 scripts/nvrtc-check.py "$home" 75 80 90
+}
+
 # The program looks for libraries by itself; `doctor` says what it found.
 libraries() {
     if "$program" doctor --libraries >/dev/null 2>&1; then return 0; fi
@@ -61,27 +77,20 @@ need_gpu() {
 }
 
 bench() {
-    "$program" selftest
-    "$program" bench train --arch sd15 --rows 2 --train_text_encoder --use_8bit_adam --steps 50 --device cuda --profile
-    "$program" bench sample --arch sd15 --dtype fp16 --rows 4 --steps 24 --device cuda
-    "$program" bench run --arch sd15 --train_text_encoder --use_8bit_adam --device cuda
-    if python3 -c 'import torch, diffusers, transformers' 2>/dev/null; then
-        say "PyTorch on the same step"
-        python3 scripts/peer.py
-    else
-        say "PyTorch with diffusers and transformers is not here, so there is nothing to compare with"
-    fi
+    "$program" selftest "${golden[@]}"
+    PROGRAM=$program scripts/bench.sh cuda
 }
 
 case ${1:-} in
     build | wanted | check | libraries) "$1" ;;
+    check-12) check_12 ;;
     test)
         need_gpu
-        exec "$program" selftest
+        exec "$program" selftest "${golden[@]}"
         ;;
     bench)
         need_gpu
         bench
         ;;
-    *) die "use: scripts/cuda.sh build|wanted|check|libraries|test|bench" ;;
+    *) die "use: scripts/cuda.sh build|wanted|check|check-12|libraries|test|bench" ;;
 esac

@@ -15,7 +15,7 @@
 //! | `POST /api/jobs/{id}/stop` | `JobSummary` |
 //! | `DELETE /api/jobs/{id}` | 204; 409 while it runs |
 //! | `GET /api/jobs/{id}/events?after=N` | `Vec<Event>` |
-//! | `GET /api/jobs/{id}/files/{path}` | samples and class images by the paths in events |
+//! | `GET /api/jobs/{id}/files/{path}` | samples, class images and photos by the paths in events |
 //! | `GET /api/jobs/{id}/export/{name}` | a download: length, ranges, `etag` and `x-sha256` |
 //! | `GET /api/ws` | WebSocket: `ToServer` and `ToPage` as JSON text, previews as binary frames |
 //! | `GET /api/openapi.json` | this, for programs |
@@ -61,6 +61,9 @@ pub struct DeviceInfo {
 #[serde(deny_unknown_fields)]
 pub struct InspectModel {
     pub pretrained_model_name_or_path: String,
+    /// Of a Hub id; `None` means `main`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
 }
 
 /// A token for the Hub, on its way to the server.
@@ -107,6 +110,9 @@ pub struct HubFacts {
     pub bytes: u64,
     /// Of those that are not on the server's disk yet.
     pub missing_bytes: u64,
+    /// Which was asked for; `None` means `main`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
 }
 
 /// Why the Hub does not give a model: codes of `ApiProblem`.

@@ -19,6 +19,8 @@ pub struct JobDraft {
     pub instance_prompt: Option<String>,
     pub class_prompt: Option<String>,
     pub pretrained_model_name_or_path: String,
+    /// Of a Hub id; empty: `main`.
+    pub revision: String,
     /// Instead of the model's own; empty: none.
     pub pretrained_vae_name_or_path: String,
     pub typed: Typed,
@@ -34,6 +36,7 @@ impl Default for JobDraft {
             instance_prompt: None,
             class_prompt: None,
             pretrained_model_name_or_path: recipe::STARTER.into(),
+            revision: String::new(),
             pretrained_vae_name_or_path: String::new(),
             typed: Typed::new(),
         }
@@ -104,8 +107,9 @@ impl JobDraft {
         draft
             .pretrained_model_name_or_path
             .clone_from(&self.pretrained_model_name_or_path);
-        let vae = self.pretrained_vae_name_or_path.trim();
-        draft.pretrained_vae_name_or_path = (!vae.is_empty()).then(|| vae.to_owned());
+        let given = |text: &str| (!text.trim().is_empty()).then(|| text.trim().to_owned());
+        draft.revision = given(&self.revision);
+        draft.pretrained_vae_name_or_path = given(&self.pretrained_vae_name_or_path);
         self.kind.apply(&mut draft);
         if self.typed.get(LORA_RANK).is_some_and(|rank| !rank.trim().is_empty()) {
             draft.learning_rate = draft.learning_rate.max(recipe::LORA_LEARNING_RATE);
@@ -131,6 +135,7 @@ impl JobDraft {
         draft
             .pretrained_model_name_or_path
             .clone_from(&recipe.pretrained_model_name_or_path);
+        draft.revision = recipe.revision.clone().unwrap_or_default();
         draft.pretrained_vae_name_or_path = recipe.pretrained_vae_name_or_path.clone().unwrap_or_default();
         draft.typed.clear();
         if let Some(concept) = recipe.concepts.first() {
@@ -219,8 +224,10 @@ mod tests {
         draft.typed.insert("learning_rate".into(), "2e-4".into());
         draft.typed.insert("prior".into(), "off".into());
         draft.class_prompt = Some("a drawing of a dog".into());
+        draft.revision = "fp16".into();
         draft.pretrained_vae_name_or_path = "stabilityai/sd-vae-ft-mse".into();
         let plan = draft.plan(&model);
+        assert_eq!(plan.recipe.revision.as_deref(), Some("fp16"));
         let again = JobDraft::default().again(&plan.recipe, &model);
         assert_eq!(again, draft);
         assert_eq!(again.plan(&model).recipe, plan.recipe);

@@ -70,6 +70,15 @@ pub enum EventKind {
         /// Path below the job folder.
         file: String,
     },
+    /// Before anything is put on the device: the most that will be in use of its memory.
+    Memory {
+        peak_bytes: u64,
+        /// What there is; absent where the system does not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit_bytes: Option<u64>,
+        /// What the peak is made of.
+        parts: Vec<MemoryPart>,
+    },
     /// Once, before the first step: what will be trained.
     Plan {
         steps: u32,
@@ -82,6 +91,9 @@ pub enum EventKind {
         micro_batches_per_step: u32,
         /// Samples come after these steps (0 = the base model, before training).
         sample_steps: Vec<u32>,
+        /// The photo that is not trained on, for `Overfit`: its path below the job folder.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held_out: Option<String>,
     },
     /// One step is done: an optimizer update, or of a strict run a micro-batch. `step` counts from 1.
     Step {
@@ -135,6 +147,9 @@ pub enum EventKind {
         /// without a class prompt.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         diversity: Option<f32>,
+        /// Absent where no photo is held out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        overfit: Option<Overfit>,
     },
     /// The training state is on disk: a crash from here on loses nothing before this step.
     StateSaved {
@@ -182,6 +197,33 @@ impl EventKind {
     /// Nothing follows this event.
     pub fn is_last(&self) -> bool {
         matches!(self, Self::Done { .. } | Self::Stopped { .. } | Self::Failed { .. })
+    }
+}
+
+/// What some of a device's memory is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPart {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// Losses on photos at the same noise and timesteps in every round, as parts of what they were before training.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Overfit {
+    /// On the photo that is not trained on.
+    pub held_out_loss: f32,
+    /// On photos that are, in the mean.
+    pub training_loss: f32,
+}
+
+impl Overfit {
+    /// How much of what the model knows of its photos it knows of them alone: 0 where the one that it never saw gains as
+    /// much, 1 where they are learned by heart.
+    pub fn share(self) -> f32 {
+        match self.held_out_loss > 0.0 {
+            true => 1.0 - self.training_loss / self.held_out_loss,
+            false => 0.0,
+        }
     }
 }
 
@@ -255,6 +297,17 @@ mod tests {
                 r#"{"seq":1,"at_ms":5,"type":"failed","code":"out_of_memory","message":"no memory left"}"#,
             ),
             (
+                EventKind::Memory {
+                    peak_bytes: 10,
+                    limit_bytes: None,
+                    parts: vec![MemoryPart {
+                        name: "weights".into(),
+                        bytes: 10,
+                    }],
+                },
+                r#"{"seq":1,"at_ms":5,"type":"memory","peak_bytes":10,"parts":[{"name":"weights","bytes":10}]}"#,
+            ),
+            (
                 EventKind::Phase {
                     phase: Phase::ClassImages,
                 },
@@ -267,6 +320,34 @@ mod tests {
             assert_eq!(serde_json::from_str::<Event>(json).expect("parses"), event);
         }
     }
+
+    #[test]
+    fn meters_of_before_a_photo_was_held_out_still_load() {
+        let old = r#"{"seq":1,"at_ms":5,"type":"meters","step":100,"likeness":0.5}"#;
+        let event: Event = serde_json::from_str(old).expect("parses");
+        assert!(matches!(event.kind, EventKind::Meters { overfit: None, .. }));
+        assert_eq!(serde_json::to_string(&event).expect("serialises"), old);
+        let new = old.replace("0.5}", r#"0.5,"overfit":{"held_out_loss":0.75,"training_loss":0.5}}"#);
+        let event: Event = serde_json::from_str(&new).expect("parses");
+        assert_eq!(serde_json::to_string(&event).expect("serialises"), new);
+    }
+
+    #[test]
+    fn what_holds_for_the_photos_alone_is_learned_by_heart() {
+        let share = |held_out_loss, training_loss| {
+            let overfit = Overfit {
+                held_out_loss,
+                training_loss,
+            };
+            overfit.share()
+        };
+        assert_eq!(share(1.0, 1.0), 0.0, "before training");
+        assert_eq!(share(0.8, 0.8), 0.0, "the one that it never saw gains as much");
+        assert_eq!(share(1.0, 0.75), 0.25);
+        assert!(share(1.2, 0.6) > share(1.0, 0.6), "it knows less of it than before");
+        assert_eq!(share(0.0, 0.0), 0.0);
+    }
+
     #[test]
     fn a_loss_that_overflowed_does_not_break_the_log() {
         let json = r#"{"seq":1,"at_ms":5,"type":"step","step":3,"loss":null,"instance_loss":null,"learning_rate":1e-6,"ms":12.5}"#;

@@ -5,13 +5,15 @@
 
 mod check;
 mod strict;
+#[cfg(test)]
+mod tests;
 mod unused;
 
 use serde::{Deserialize, Serialize};
 
 use crate::background::AlphaBackground;
 
-pub use check::{RecipeProblem, RecipeProblems};
+pub use check::{RecipeProblem, RecipeProblems, is_revision, may_be_hub_id};
 
 /// Last rate of the polynomial schedule, whatever its first.
 pub const POLYNOMIAL_END: f64 = 1e-7;
@@ -19,6 +21,8 @@ pub const POLYNOMIAL_END: f64 = 1e-7;
 pub const STARTER: &str = "starter";
 /// Of a LoRA at least, where none is given: diffusers' `train_dreambooth_lora.py` is used with it.
 pub const LORA_LEARNING_RATE: f64 = 1e-4;
+/// From so many photos on, one can be spared.
+pub const HOLDOUT_LEAST_PHOTOS: usize = 12;
 /// A rare token to name the subject by.
 pub const DEFAULT_TOKEN: &str = "zwx";
 
@@ -40,10 +44,23 @@ pub struct Concept {
 
 /// The class half of the loss: pictures of the kind, drawn by the base model, keep it from forgetting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct PriorPreservation {
     pub num_class_images: u32,
     pub prior_loss_weight: f64,
+    /// How strictly class images follow their prompt. The tutorial's script draws them with its pipeline's 7.5, whatever
+    /// the samples' guidance is.
+    pub class_guidance_scale: f64,
+}
+
+impl Default for PriorPreservation {
+    fn default() -> Self {
+        Self {
+            num_class_images: 50,
+            prior_loss_weight: 1.0,
+            class_guidance_scale: 7.5,
+        }
+    }
 }
 
 /// Samples drawn while training.
@@ -102,7 +119,7 @@ pub struct Adam {
     pub adam_beta2: f64,
     pub adam_weight_decay: f64,
     pub adam_epsilon: f64,
-    /// One L2 norm over all trained tensors is clipped to this.
+    /// One L2 norm over all trained tensors is clipped to this; in low memory that of each tensor by itself.
     pub max_grad_norm: f64,
 }
 
@@ -170,6 +187,9 @@ pub struct RecipeDraft {
     pub gradient_checkpointing: bool,
     /// Moments of the optimizer in 8 bits, as bitsandbytes keeps them.
     pub use_8bit_adam: bool,
+    /// Weights in bf16 alone, rounded by chance, each changed as soon as its gradient is there, which is clipped by its own
+    /// norm; with 8-bit moments and gradient checkpointing.
+    pub low_memory: bool,
     pub adam: Adam,
     /// Samples and result are of a running average of the weights.
     pub use_ema: bool,
@@ -184,6 +204,8 @@ pub struct RecipeDraft {
     pub pad_tokens: bool,
     /// Each photo has its own prompt beside it, in `NAME.EXT.txt`, in place of the instance prompt.
     pub read_prompts_from_txts: bool,
+    /// Of twelve photos or more, one is not trained on: what the model makes of it tells whether it learns the others by heart.
+    pub holdout_photo: bool,
     /// A VAE in place of the base model's. Of a strict run it draws and is exported, and the base model's own encodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretrained_vae_name_or_path: Option<String>,
@@ -221,10 +243,7 @@ impl Default for RecipeDraft {
             lora_alpha: None,
             snr_gamma: None,
             offset_noise: 0.0,
-            prior: Some(PriorPreservation {
-                num_class_images: 50,
-                prior_loss_weight: 1.0,
-            }),
+            prior: Some(PriorPreservation::default()),
             hflip: false,
             center_crop: false,
             alpha_background: AlphaBackground::default(),
@@ -233,6 +252,7 @@ impl Default for RecipeDraft {
             mixed_precision: Precision::No,
             gradient_checkpointing: false,
             use_8bit_adam: false,
+            low_memory: false,
             adam: Adam::default(),
             use_ema: false,
             ema_decay: 0.9999,
@@ -241,6 +261,7 @@ impl Default for RecipeDraft {
             checkpoints_total_limit: None,
             pad_tokens: true,
             read_prompts_from_txts: false,
+            holdout_photo: true,
             pretrained_vae_name_or_path: None,
             resume_from_checkpoint: None,
             tokenizer_name: None,
@@ -276,6 +297,13 @@ impl TryFrom<RecipeDraft> for Recipe {
 }
 
 impl RecipeDraft {
+    /// Whether one of so many photos is not trained on. It is measured with each round of samples; the tutorial's script
+    /// trains on every photo.
+    pub fn holds_out(&self, photos: usize) -> bool {
+        let measured = !self.samples.save_sample_prompt.trim().is_empty();
+        self.holdout_photo && measured && !self.strict_tutorial && photos >= HOLDOUT_LEAST_PHOTOS
+    }
+
     /// Steps after which samples are drawn, ascending: 0 (the base model) when rounds were asked for, then every
     /// `sample_interval`, then the last. Empty without a sample prompt.
     pub fn sample_steps(&self) -> Vec<u32> {
@@ -308,115 +336,4 @@ pub fn instance_prompt(token: &str, class_noun: &str) -> String {
 /// `photo of a dog`: the tutorial's form.
 pub fn class_prompt(class_noun: &str) -> String {
     format!("photo of {} {}", article(class_noun), class_noun.trim())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn dog() -> RecipeDraft {
-        RecipeDraft {
-            concepts: vec![Concept {
-                instance_prompt: instance_prompt("zwx", "dog"),
-                instance_data_dir: "photos/0".into(),
-                class_prompt: Some(class_prompt("dog")),
-                class_data_dir: Some("class-images/0".into()),
-            }],
-            ..RecipeDraft::default()
-        }
-    }
-
-    #[test]
-    fn a_good_draft_becomes_a_recipe_and_survives_json() {
-        let recipe = dog().check().expect("good");
-        let json = serde_json::to_string(&recipe).expect("serialises");
-        assert_eq!(serde_json::from_str::<Recipe>(&json).expect("parses"), recipe);
-    }
-
-    #[test]
-    fn every_problem_is_reported_with_its_field() {
-        let mut draft = dog();
-        draft.concepts[0].class_prompt = Some(" ".into());
-        draft.resolution = Some(510);
-        draft.learning_rate = f64::NAN;
-        draft.max_train_steps = 0;
-        let problems = draft.check().expect_err("bad").0;
-        let mut fields: Vec<String> = problems.iter().map(RecipeProblem::field).collect();
-        fields.sort();
-        let wanted = [
-            "concepts.0.class_prompt",
-            "learning_rate",
-            "max_train_steps",
-            "resolution",
-        ];
-        assert_eq!(fields, wanted);
-    }
-
-    #[test]
-    fn a_recipe_read_from_disk_is_checked_again() {
-        let bad = r#"{"concepts":[]}"#;
-        assert!(serde_json::from_str::<Recipe>(bad).is_err());
-        let unknown = r#"{"learning_rte":1}"#;
-        assert!(serde_json::from_str::<RecipeDraft>(unknown).is_err());
-    }
-
-    #[test]
-    fn a_recipe_of_before_a_setting_was_there_still_loads() {
-        let old = r#"{"pretrained_model_name_or_path":"starter","concepts":[{"instance_prompt":"photo of zwx dog",
-            "instance_data_dir":"photos/0","class_prompt":"photo of a dog","class_data_dir":"class-images/0"}],
-            "resolution":null,"max_train_steps":360,"train_batch_size":1,"sample_batch_size":4,
-            "gradient_accumulation_steps":1,"learning_rate":0.0005,"lr_scheduler":"constant","lr_warmup_steps":0,
-            "train_text_encoder":true,"prior":{"num_class_images":12,"prior_loss_weight":1.0},"hflip":false,
-            "center_crop":false,"seed":1337,"mixed_precision":"no","adam":{"adam_beta1":0.9,"adam_beta2":0.999,
-            "adam_weight_decay":0.01,"adam_epsilon":1e-8,"max_grad_norm":1.0},"samples":{"save_sample_prompt":
-            "photo of zwx dog","save_sample_negative_prompt":"","n_save_sample":4,"sample_interval":120,
-            "save_guidance_scale":4.0,"save_infer_steps":16},"checkpointing_steps":60,"pad_tokens":false,
-            "read_prompts_from_txts":false}"#;
-        let recipe: Recipe = serde_json::from_str(old).expect("loads");
-        assert!(!recipe.pad_tokens && !recipe.use_ema && !recipe.strict_tutorial);
-        assert_eq!(
-            (recipe.snr_gamma, recipe.lr_num_cycles, recipe.lr_power),
-            (None, 1, 1.0)
-        );
-    }
-
-    #[test]
-    fn settings_that_would_stop_learning_are_named() {
-        let mut draft = dog();
-        draft.snr_gamma = Some(0.0);
-        draft.offset_noise = f64::NAN;
-        draft.lr_scheduler = LrScheduler::Polynomial;
-        draft.learning_rate = 1e-7;
-        draft.checkpoints_total_limit = Some(0);
-        (draft.lora_rank, draft.lora_alpha) = (Some(0), Some(0.0));
-        let problems = draft.check().expect_err("bad").0;
-        let mut fields: Vec<String> = problems.iter().map(RecipeProblem::field).collect();
-        fields.sort();
-        let wanted = [
-            "checkpoints_total_limit",
-            "learning_rate",
-            "lora_alpha",
-            "lora_rank",
-            "offset_noise",
-            "snr_gamma",
-        ];
-        assert_eq!(fields, wanted);
-    }
-
-    #[test]
-    fn samples_come_first_each_interval_and_last() {
-        let mut draft = dog();
-        draft.max_train_steps = 250;
-        assert!(draft.sample_steps().is_empty());
-        draft.samples.save_sample_prompt = "photo of zwx dog".into();
-        assert_eq!(draft.sample_steps(), [250]);
-        draft.samples.sample_interval = 100;
-        assert_eq!(draft.sample_steps(), [0, 100, 200, 250]);
-    }
-
-    #[test]
-    fn class_prompts_use_the_right_article() {
-        assert_eq!(class_prompt("dog"), "photo of a dog");
-        assert_eq!(class_prompt(" owl"), "photo of an owl");
-    }
 }

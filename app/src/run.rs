@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::event::{Event, EventKind, ExportFile, Phase};
+use crate::event::{Event, EventKind, ExportFile, Overfit, Phase};
 use crate::job::{Failure, JobState};
 
 /// One point of the loss chart.
@@ -34,6 +34,7 @@ pub struct SampleShot {
 pub struct Reading {
     pub likeness: f32,
     pub drift: Option<f32>,
+    pub overfit: Option<Overfit>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,6 +49,13 @@ pub struct Download {
     pub model: String,
     pub done: u64,
     pub total: u64,
+}
+
+/// The most that a run will use of its device's memory, and what there is, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    pub peak: u64,
+    pub limit: Option<u64>,
 }
 
 /// Fold of a job's events.
@@ -73,9 +81,13 @@ pub struct Run {
     /// By step; within a step ordered by index.
     pub samples: BTreeMap<u32, Vec<SampleShot>>,
     pub sample_steps: Vec<u32>,
-    /// By step: likeness, and drift where there is a class.
+    /// The photo that is not trained on, by its path below the job folder.
+    pub held_out: Option<String>,
+    /// By step: likeness, drift where there is a class, overfit where a photo is held out.
     pub readings: BTreeMap<u32, Reading>,
     pub saved_step: Option<u32>,
+    /// What was planned of the device's memory.
+    pub memory: Option<MemoryPlan>,
     pub exported: Vec<ExportFile>,
     pub exported_step: Option<u32>,
     pub warnings: Vec<String>,
@@ -100,8 +112,10 @@ impl Default for Run {
             class_image_files: Vec::new(),
             samples: BTreeMap::new(),
             sample_steps: Vec::new(),
+            held_out: None,
             readings: BTreeMap::new(),
             saved_step: None,
+            memory: None,
             exported: Vec::new(),
             exported_step: None,
             warnings: Vec::new(),
@@ -179,15 +193,27 @@ impl Run {
                     self.class_image_files.push(file.clone());
                 }
             }
+            EventKind::Memory {
+                peak_bytes,
+                limit_bytes,
+                ..
+            } => {
+                self.memory = Some(MemoryPlan {
+                    peak: *peak_bytes,
+                    limit: *limit_bytes,
+                });
+            }
             EventKind::Plan {
                 steps,
                 trained_parameters,
                 sample_steps,
+                held_out,
                 ..
             } => {
                 self.steps = *steps;
                 self.trained_parameters = *trained_parameters;
                 self.sample_steps.clone_from(sample_steps);
+                self.held_out.clone_from(held_out);
             }
             EventKind::Step {
                 step,
@@ -234,10 +260,18 @@ impl Run {
                 round.sort_by_key(|shot| shot.index);
             }
             EventKind::Meters {
-                step, likeness, drift, ..
+                step,
+                likeness,
+                drift,
+                overfit,
+                ..
             } => {
-                let (likeness, drift) = (*likeness, *drift);
-                self.readings.insert(*step, Reading { likeness, drift });
+                let reading = Reading {
+                    likeness: *likeness,
+                    drift: *drift,
+                    overfit: *overfit,
+                };
+                self.readings.insert(*step, reading);
             }
             EventKind::StateSaved { step } => self.saved_step = Some(*step),
             EventKind::Exported { step, files } => {

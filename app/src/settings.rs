@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::recipe::{PriorPreservation, RecipeDraft};
+use crate::recipe::RecipeDraft;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SettingKind {
@@ -152,6 +152,8 @@ pub const SETTINGS: &[Setting] = &[
         "How many pictures of the kind are drawn before training."),
     setting("prior_loss_weight", "prior.prior_loss_weight", NUMBER, Prior, "1",
         "How much those pictures count beside your photos."),
+    setting("class_guidance_scale", "prior.class_guidance_scale", NUMBER, Prior, "7.5",
+        "How strictly those pictures follow their words. Less keeps their colours truer, and the subject comes later."),
     setting("sample_batch_size", "sample_batch_size", WHOLE, Prior, "4",
         "Pictures of the kind drawn at once."),
     setting("save_sample_prompt", "samples.save_sample_prompt", Text, Samples, "photo of zwx dog",
@@ -178,6 +180,9 @@ pub const SETTINGS: &[Setting] = &[
         "A learning rate of its own for the part that reads words. Empty: the same."),
     setting("use_8bit_adam", "use_8bit_adam", Switch, Optimizer, "on",
         "Keeps the optimizer's memory in 8 bits: a quarter of the room."),
+    setting("low_memory", "low_memory", Switch, Optimizer, "none",
+        "Fits a graphics card of 6 GB. Weights are kept in 16 bits and rounded by chance, and the limit on each step holds for every tensor \
+         by itself instead of for all together."),
     setting("use_ema", "use_ema", Switch, Optimizer, "none",
         "Samples and result come from a running average of the model: smoother, and slower to change."),
     setting("ema_decay", "ema_decay", NUMBER, Optimizer, "none",
@@ -200,6 +205,8 @@ pub const SETTINGS: &[Setting] = &[
         "Mirrors photos half of the time. Not for faces, writing or anything with a left and a right."),
     setting("center_crop", "center_crop", Switch, Photos, "off",
         "Cuts the middle of a picture that is not square. Photos cropped on this page already are."),
+    setting("holdout_photo", "holdout_photo", Switch, Photos, "off",
+        "Of twelve photos or more, one is not trained on. What the model makes of it shows when it learns the others by heart."),
     setting("not_cache_latents", "not_cache_latents", Switch, Photos, "off",
         "Mirrors and cuts every photo anew for each step instead of once. Slower."),
 ];
@@ -284,11 +291,7 @@ fn read(setting: &Setting, text: &str, base: &RecipeDraft) -> Result<Value, Type
 /// `draft` with one value set by its path. Unchanged when the path leads nowhere (a number of a prior that is off).
 fn with(draft: RecipeDraft, setting: &Setting, value: Value) -> RecipeDraft {
     if setting.path == "prior" {
-        let default = PriorPreservation {
-            num_class_images: 50,
-            prior_loss_weight: 1.0,
-        };
-        let prior = (value == Value::Bool(true)).then(|| draft.prior.clone().unwrap_or(default));
+        let prior = (value == Value::Bool(true)).then(|| draft.prior.clone().unwrap_or_default());
         return RecipeDraft { prior, ..draft };
     }
     let mut whole = serde_json::to_value(&draft).unwrap_or_default();

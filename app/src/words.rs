@@ -4,7 +4,7 @@ use crate::api::HubFacts;
 use crate::event::Phase;
 use crate::job::{JobState, JobSummary};
 use crate::recipe::RecipeDraft;
-use crate::run::Run;
+use crate::run::{MemoryPlan, Run};
 
 /// `0.4 s`, `40 s`, `6 min`, `1 h 20 min`, `2 d 3 h`: two figures at most.
 pub fn duration(ms: f64) -> String {
@@ -39,6 +39,27 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// A device's memory, in the binary units that it is sold in: `9.6 GiB`, `310 MiB`.
+pub fn memory(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    match mib {
+        mib if mib < 999.5 => format!("{mib:.0} MiB"),
+        mib => format!("{:.1} GiB", mib / 1024.0),
+    }
+}
+
+/// The plan of a run's memory: `9.6 of 79.2 GiB`.
+pub fn memory_plan(plan: &MemoryPlan) -> String {
+    let peak = memory(plan.peak);
+    match plan.limit.map(memory) {
+        None => peak,
+        Some(limit) => match (peak.split_once(' '), limit.split_once(' ')) {
+            (Some((figure, unit)), Some((_, same))) if unit == same => format!("{figure} of {limit}"),
+            _ => format!("{peak} of {limit}"),
+        },
+    }
+}
+
 /// What a model of the Hub costs to have: `4.27 GB are downloaded first, once.`
 pub fn download(facts: &HubFacts) -> String {
     match (facts.missing_bytes, facts.bytes) {
@@ -51,6 +72,15 @@ pub fn download(facts: &HubFacts) -> String {
             )
         }
         (_, all) => format!("{} are downloaded when training starts, once.", bytes(all)),
+    }
+}
+
+/// A photo of a job by its number, as the page counts them, from its file's `003-1a2b3c4d.png`.
+pub fn photo_of(file: &str) -> String {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    match name.split('-').next().and_then(|number| number.parse::<u32>().ok()) {
+        Some(position) => format!("Photo {}", position + 1),
+        None => format!("The photo {name}"),
     }
 }
 
@@ -135,6 +165,7 @@ pub fn plan(draft: &RecipeDraft, photos: usize, class_noun: &str) -> String {
     let steps = plural(u64::from(draft.max_train_steps), "step", "steps");
     let photos = match photos {
         0 => "your photos".to_owned(),
+        n if draft.holds_out(n) => format!("{} and one held out", plural(n as u64 - 1, "photo", "photos")),
         n => plural(n as u64, "photo", "photos"),
     };
     let others = match class_noun.trim() {
@@ -275,6 +306,7 @@ mod tests {
                 license: None,
                 bytes: 4_270_000_000,
                 missing_bytes,
+                revision: None,
             })
         };
         assert_eq!(
@@ -332,6 +364,17 @@ mod tests {
             plan(&draft, 1, "dog"),
             "800 steps on 1 photo. No samples are drawn on the way."
         );
+    }
+
+    #[test]
+    fn a_plan_says_that_a_photo_is_held_out() {
+        let mut draft = crate::draft::JobDraft::default().plan(&RecipeDraft::default()).recipe;
+        assert!(plan(&draft, 12, "dog").starts_with("800 steps on 11 photos and one held out;"));
+        assert!(plan(&draft, 11, "dog").starts_with("800 steps on 11 photos;"));
+        draft.holdout_photo = false;
+        assert!(plan(&draft, 12, "dog").starts_with("800 steps on 12 photos;"));
+        assert_eq!(photo_of("photos/0/006-1a2b3c4d.png"), "Photo 7");
+        assert_eq!(photo_of("dog/one.png"), "The photo one.png");
     }
 
     #[test]

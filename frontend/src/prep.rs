@@ -14,6 +14,15 @@ use crate::net::live::Live;
 /// Side that crops get until the server has said what its models want.
 const SIDE_UNTIL_KNOWN_PX: u32 = 512;
 
+/// What a model is chosen by: name or path, and revision; `main` and what has none are empty.
+pub fn reference_of(model: &ModelInfo) -> (String, String) {
+    let revision = model.hub.as_ref().and_then(|facts| facts.revision.clone());
+    (
+        model.pretrained_model_name_or_path.clone(),
+        revision.unwrap_or_default(),
+    )
+}
+
 #[derive(Clone, Copy)]
 pub struct Prep {
     pub draft: RwSignal<JobDraft>,
@@ -30,10 +39,10 @@ impl Prep {
     pub fn new(live: Live) -> Self {
         let draft: RwSignal<JobDraft> = memory::remembered("likeness.draft");
         let inspected = RwSignal::new(None::<Fetched<ModelInfo>>);
-        let chosen = Memo::new(move |_| draft.with(|d| d.pretrained_model_name_or_path.clone()));
+        let chosen = Memo::new(move |_| draft.with(|d| (d.pretrained_model_name_or_path.clone(), d.revision.clone())));
         let model = Memo::new(move |_| {
             let chosen = chosen.get();
-            let fits = |m: &ModelInfo| m.pretrained_model_name_or_path == chosen;
+            let fits = |m: &ModelInfo| reference_of(m) == chosen;
             let listed = live
                 .server
                 .with(|s| s.ready().and_then(|s| s.models.iter().find(|m| fits(m)).cloned()));
@@ -57,7 +66,8 @@ impl Prep {
         Effect::new(move |_| {
             let server_is_there = live.server.with(|s| s.ready().is_some());
             if server_is_there && model.with_untracked(Option::is_none) && inspected.with_untracked(Option::is_none) {
-                prep.inspect(draft.with_untracked(|d| d.pretrained_model_name_or_path.clone()));
+                let (reference, revision) = chosen.get_untracked();
+                prep.inspect(reference, revision);
             }
         });
         prep
@@ -72,21 +82,24 @@ impl Prep {
         })
     }
 
-    pub fn choose_model(self, reference: &str) {
-        self.draft
-            .update(|d| d.pretrained_model_name_or_path = reference.to_owned());
+    pub fn choose_model(self, (reference, revision): (String, String)) {
+        self.draft.update(|d| {
+            d.pretrained_model_name_or_path = reference;
+            d.revision = revision;
+        });
     }
 
-    /// Asks the server what `reference` is, and chooses it when it is a model.
-    pub fn inspect(self, reference: String) {
+    /// Asks the server what `reference` is, and chooses it when it is a model. An empty `revision` is the usual one.
+    pub fn inspect(self, reference: String, revision: String) {
         self.inspected.set(Some(Fetched::Pending));
         spawn_local(async move {
             let body = InspectModel {
                 pretrained_model_name_or_path: reference,
+                revision: (!revision.is_empty()).then_some(revision),
             };
             let answer: Result<ModelInfo, Trouble> = http::post("/api/models/inspect", &body).await;
             if let Ok(model) = &answer {
-                self.choose_model(&model.pretrained_model_name_or_path);
+                self.choose_model(reference_of(model));
             }
             self.inspected.set(Some(answer.into()));
         });

@@ -1,6 +1,7 @@
 //! With the feature `cuda`, compiles `kernels/*.cu` for the GPUs that the program is meant for and lists the results in
 //! `kernels.rs`. `NVCC` names the compiler, `LIKENESS_CUDA_ARCHS` the compute capabilities (such as `90`, for a fast build on
-//! the way); the last of them is also kept as PTX, which newer GPUs compile for themselves.
+//! the way); the last of them is also kept as PTX, which newer GPUs compile for themselves. `75-ptx` is PTX alone: any GPU since
+//! Turing then runs what Turing runs.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -37,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     jobs.into_iter().try_for_each(finish)?;
-    let mut list = String::from("&[\n");
+    let mut list = String::from("(&[\n");
     for (source, image) in sources.iter().zip(&images) {
         let name = source.file_stem().unwrap_or_default().to_string_lossy();
         writeln!(
@@ -46,8 +47,40 @@ fn main() -> Result<(), Box<dyn Error>> {
             image.display().to_string()
         )?;
     }
-    list.push_str("]\n");
+    list.push_str("], &[\n");
+    for Target { capability, ptx } in targets()? {
+        let (major, minor) = (capability / 10, capability % 10);
+        writeln!(list, "    Built {{ capability: ({major}, {minor}), ptx: {ptx} }},")?;
+    }
+    list.push_str("])\n");
     Ok(std::fs::write(out.join("kernels.rs"), list)?)
+}
+
+/// What kernels are compiled for.
+struct Target {
+    capability: u32,
+    /// Not to machine code but to what a driver compiles, for this capability or any later one.
+    ptx: bool,
+}
+
+fn targets() -> Result<Vec<Target>, Box<dyn Error>> {
+    let wanted = std::env::var("LIKENESS_CUDA_ARCHS").unwrap_or_else(|_| ARCHITECTURES.to_owned());
+    let mut targets = Vec::new();
+    for one in wanted.split(',').map(str::trim).filter(|one| !one.is_empty()) {
+        let (number, ptx) = one.strip_suffix("-ptx").map_or((one, false), |number| (number, true));
+        let capability = number.parse().map_err(|_| {
+            format!("LIKENESS_CUDA_ARCHS: `{one}` is no compute capability such as 90, and none such as 75-ptx")
+        })?;
+        targets.push(Target { capability, ptx });
+    }
+    let newest = targets
+        .last()
+        .ok_or("LIKENESS_CUDA_ARCHS names no compute capability")?;
+    if !newest.ptx {
+        let capability = newest.capability;
+        targets.push(Target { capability, ptx: true });
+    }
+    Ok(targets)
 }
 
 struct Job {
@@ -60,21 +93,12 @@ fn compile(source: &Path, image: &Path) -> Result<Job, Box<dyn Error>> {
         Ok(home) => format!("{home}/bin/nvcc"),
         Err(_) => "nvcc".to_owned(),
     });
-    let architectures = std::env::var("LIKENESS_CUDA_ARCHS").unwrap_or_else(|_| ARCHITECTURES.to_owned());
-    let architectures: Vec<&str> = architectures
-        .split(',')
-        .map(str::trim)
-        .filter(|one| !one.is_empty())
-        .collect();
-    let newest = architectures
-        .last()
-        .ok_or("LIKENESS_CUDA_ARCHS names no compute capability")?;
     let mut command = Command::new(&nvcc);
     command.args(["--fatbin", "-O3", "--std=c++17", "--expt-relaxed-constexpr"]);
-    for one in &architectures {
-        command.arg(format!("-gencode=arch=compute_{one},code=sm_{one}"));
+    for Target { capability, ptx } in targets()? {
+        let code = if ptx { "compute" } else { "sm" };
+        command.arg(format!("-gencode=arch=compute_{capability},code={code}_{capability}"));
     }
-    command.arg(format!("-gencode=arch=compute_{newest},code=compute_{newest}"));
     command.arg("-o").arg(image).arg(source);
     let text = format!("{command:?}");
     let child = command.spawn().map_err(|error| {

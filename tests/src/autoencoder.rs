@@ -47,15 +47,20 @@ pub fn mean_psnr_db(photos: &[Reconstruction]) -> f32 {
 
 /// The middle square at the starter's size.
 fn middle(photo: &RgbImage) -> RgbImage {
+    middle_of(photo, SIDE_PX)
+}
+
+/// The middle square, `to_px` wide.
+pub fn middle_of(photo: &RgbImage, to_px: u32) -> RgbImage {
     let side = photo.width().min(photo.height());
     let (left, top) = ((photo.width() - side) / 2, (photo.height() - side) / 2);
     let square = image::imageops::crop_imm(photo, left, top, side, side).to_image();
-    image::imageops::resize(&square, SIDE_PX, SIDE_PX, FilterType::Lanczos3)
+    image::imageops::resize(&square, to_px, to_px, FilterType::Lanczos3)
 }
 
 /// `[1, 3, side, side]` in -1 to 1.
-fn pixels(picture: &RgbImage) -> anyhow::Result<Tensor> {
-    let side = SIDE_PX as usize;
+pub fn pixels(picture: &RgbImage) -> anyhow::Result<Tensor> {
+    let side = picture.width() as usize;
     let values: Vec<f32> = picture.iter().map(|v| f32::from(*v) / 127.5 - 1.0).collect();
     Ok(Tensor::from_vec(values, (1, side, side, 3), &Device::Cpu)?
         .permute((0, 3, 1, 2))?

@@ -117,6 +117,7 @@ pub fn train(recipe: &RecipeDraft, folder: &Path) -> anyhow::Result<Outcome> {
                 likeness,
                 drift,
                 diversity,
+                ..
             } => readings.push(Reading {
                 step,
                 likeness,

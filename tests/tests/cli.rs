@@ -1,7 +1,11 @@
 //! The command line as a person uses it: real folders, the real executables, and what is there afterwards.
 
 mod class_images;
+mod drawing;
+mod holdout;
+mod learning;
 mod lora;
+mod memory;
 mod misuse;
 mod photos;
 mod results;

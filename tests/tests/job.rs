@@ -1,6 +1,7 @@
 //! The trainer as the server runs it: a job folder in, events, samples and checkpoints out, whatever is killed when.
 
 mod lora;
+mod overfit;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -38,7 +39,7 @@ pub fn recipe(steps: u32) -> RecipeDraft {
         learning_rate: 1e-3,
         prior: Some(PriorPreservation {
             num_class_images: 3,
-            prior_loss_weight: 1.0,
+            ..PriorPreservation::default()
         }),
         hflip: true,
         checkpointing_steps: 3,
@@ -60,11 +61,22 @@ pub struct Job {
 
 impl Job {
     pub fn new(recipe: &RecipeDraft) -> Self {
+        Self::with_photos(recipe, 3)
+    }
+
+    pub fn with_photos(recipe: &RecipeDraft, photos: u32) -> Self {
+        let count = photos;
         let folder = tempfile::tempdir().unwrap();
         let photos = folder.path().join("photos/0");
         std::fs::create_dir_all(&photos).unwrap();
-        for number in 1..=3u32 {
-            let stripe = |x, y| image::Rgb([(x * number * 9 % 256) as u8, (y * 5 % 256) as u8, 60 * number as u8]);
+        for number in 1..=count {
+            let stripe = |x, y| {
+                image::Rgb([
+                    (x * number * 9 % 256) as u8,
+                    (y * 5 % 256) as u8,
+                    (60 * number % 256) as u8,
+                ])
+            };
             let photo = RgbImage::from_fn(96, 64 + number, stripe);
             photo.save(photos.join(format!("{number}.png"))).unwrap();
         }
@@ -213,12 +225,26 @@ fn a_job_ends_with_samples_and_both_checkpoints() {
 
 #[test]
 fn a_killed_run_continues_and_ends_with_the_same_bits() {
-    // Enough that the kill lands before the end on any machine.
-    const STEPS: u32 = 24;
-    let whole = Job::new(&recipe(STEPS));
+    is_killed_and_ends_with_the_same_bits(&recipe(24));
+}
+
+#[test]
+fn a_run_in_low_memory_says_what_is_different_and_continues_with_the_same_bits() {
+    let log = is_killed_and_ends_with_the_same_bits(&RecipeDraft {
+        low_memory: true,
+        ..recipe(24)
+    });
+    let told = |event: &Event| matches!(&event.kind, EventKind::Warning { code, message } if code == "low_memory" && message.contains("clipped"));
+    assert!(log.iter().any(told));
+}
+
+/// `recipe` is of enough steps that the kill lands before the end on any machine. Gives the log of the killed run.
+fn is_killed_and_ends_with_the_same_bits(recipe: &RecipeDraft) -> Vec<Event> {
+    let steps = recipe.max_train_steps;
+    let whole = Job::new(recipe);
     assert!(whole.run().0.success());
 
-    let cut = Job::new(&recipe(STEPS));
+    let cut = Job::new(recipe);
     // In the class images, then after a saved state, between two saves.
     let mut trainer = cut.start();
     trainer.wait_for(|kind| matches!(kind, EventKind::ClassImage { .. }));
@@ -232,12 +258,12 @@ fn a_killed_run_continues_and_ends_with_the_same_bits() {
         panic!("{:?}", printed[0])
     };
     let rewound_to = rewound_to.expect("it goes on from a saved state");
-    assert!((3..STEPS).contains(&rewound_to), "{rewound_to}");
+    assert!((3..steps).contains(&rewound_to), "{rewound_to}");
     let run = Run::from_events(&cut.log()).expect("no gap in seq over three processes");
     assert_eq!(run.state, JobState::Done);
     assert_eq!(
         run.points.iter().map(|p| p.step).collect::<Vec<_>>(),
-        (1..=STEPS).collect::<Vec<_>>()
+        (1..=steps).collect::<Vec<_>>()
     );
 
     let losses = |job: &Job| -> Vec<(u32, f32)> {
@@ -252,9 +278,10 @@ fn a_killed_run_continues_and_ends_with_the_same_bits() {
         assert!(bytes == cut_bytes, "{name} differs");
     }
     assert_eq!(
-        sha256(&whole.path(&format!("samples/{STEPS}/1.png"))),
-        sha256(&cut.path(&format!("samples/{STEPS}/1.png")))
+        sha256(&whole.path(&format!("samples/{steps}/1.png"))),
+        sha256(&cut.path(&format!("samples/{steps}/1.png")))
     );
+    cut.log()
 }
 
 /// Everything that a state must hold: accumulated gradients, a warm-up, averages, a text encoder that stops learning.

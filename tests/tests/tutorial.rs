@@ -125,6 +125,38 @@ impl Output {
     }
 }
 
+/// All Rust below a folder.
+fn sources(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let text = entries.map(|path| match path.is_dir() {
+        true => sources(&path),
+        false if path.extension().is_some_and(|e| e == "rs") => std::fs::read_to_string(&path).unwrap(),
+        false => String::new(),
+    });
+    text.collect()
+}
+
+#[test]
+fn every_fault_in_the_docs_names_tests_that_are_there() {
+    let root = tests::repository();
+    let all: String = ["app/src", "server/trainer/src", "tests/tests"]
+        .map(|below| sources(&root.join(below)))
+        .concat();
+    let page = std::fs::read_to_string(root.join("docs/strict-tutorial.md")).unwrap();
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    assert!(rows.len() >= 13, "{} rows", rows.len());
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        assert_eq!(cells.len(), 4, "{row}");
+        let named: Vec<&str> = cells[3].split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "no test: {row}");
+        for test in named {
+            let name = test.rsplit("::").next().unwrap();
+            assert!(all.contains(&format!("fn {name}(")), "there is no test {test}");
+        }
+    }
+}
+
 #[test]
 fn a_step_is_an_update_and_of_a_strict_run_a_micro_batch() {
     let world = World::new();

@@ -1,6 +1,6 @@
 //! What can be wrong with a recipe, and the search for all of it.
 
-use super::{LrScheduler, POLYNOMIAL_END, Recipe, RecipeDraft};
+use super::{LrScheduler, POLYNOMIAL_END, Precision, Recipe, RecipeDraft};
 
 /// Every problem of a draft, not just the first. Never empty.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -18,6 +18,8 @@ impl std::fmt::Display for RecipeProblems {
 pub enum RecipeProblem {
     #[error("choose a base model: `starter`, the path of a diffusers folder, .safetensors or .ckpt file, or a Hub id")]
     NoBaseModel,
+    #[error("revision is `{got}`; it must be a branch, a tag or a commit, such as main or fp16")]
+    NoRevision { got: String },
     #[error("add at least one subject")]
     NoConcept,
     #[error("subject {}: the instance prompt is empty; try `photo of zwx dog`", .concept + 1)]
@@ -37,6 +39,14 @@ pub enum RecipeProblem {
     },
     #[error("learning_rate is {got}; the polynomial schedule ends at {end}, so it must begin above that")]
     BelowPolynomialEnd { got: f64, end: f64 },
+    #[error(
+        "low_memory changes each weight as soon as its gradient is there, so that there is nothing to add to: gradient_accumulation_steps is {got} and must be 1"
+    )]
+    LowMemoryAccumulates { got: u32 },
+    #[error("low_memory keeps weights in bf16 and cannot compute in fp16; choose bf16 or no")]
+    LowMemoryInFp16,
+    #[error("low_memory has no room for an average of the weights, which is in f32; leave use_ema out")]
+    LowMemoryAverages,
     #[error("resolution is {got}; it must be a multiple of 8 from 64 to 1024, for example {nearest}")]
     Resolution { got: u32, nearest: u32 },
 }
@@ -46,6 +56,7 @@ impl RecipeProblem {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NoBaseModel => "no_base_model",
+            Self::NoRevision { .. } => "no_revision",
             Self::NoConcept => "no_concept",
             Self::EmptyInstancePrompt { .. } => "empty_instance_prompt",
             Self::NoInstanceData { .. } => "no_instance_data",
@@ -53,6 +64,9 @@ impl RecipeProblem {
             Self::NoClassData { .. } => "no_class_data",
             Self::OutOfRange { .. } => "out_of_range",
             Self::BelowPolynomialEnd { .. } => "below_polynomial_end",
+            Self::LowMemoryAccumulates { .. } => "low_memory_accumulates",
+            Self::LowMemoryInFp16 => "low_memory_in_fp16",
+            Self::LowMemoryAverages => "low_memory_averages",
             Self::Resolution { .. } => "resolution",
         }
     }
@@ -61,6 +75,7 @@ impl RecipeProblem {
     pub fn field(&self) -> String {
         match self {
             Self::NoBaseModel => "pretrained_model_name_or_path".into(),
+            Self::NoRevision { .. } => "revision".into(),
             Self::NoConcept => "concepts".into(),
             Self::EmptyInstancePrompt { concept } => format!("concepts.{concept}.instance_prompt"),
             Self::NoInstanceData { concept } => format!("concepts.{concept}.instance_data_dir"),
@@ -68,9 +83,35 @@ impl RecipeProblem {
             Self::NoClassData { concept } => format!("concepts.{concept}.class_data_dir"),
             Self::OutOfRange { field, .. } => (*field).into(),
             Self::BelowPolynomialEnd { .. } => "learning_rate".into(),
+            Self::LowMemoryAccumulates { .. } => "gradient_accumulation_steps".into(),
+            Self::LowMemoryInFp16 => "mixed_precision".into(),
+            Self::LowMemoryAverages => "use_ema".into(),
             Self::Resolution { .. } => "resolution".into(),
         }
     }
+}
+
+/// Whether a repository may have a revision of this name: git's rules, as far as they keep it from leading elsewhere when
+/// it becomes part of a path or an address.
+pub fn is_revision(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+".contains(c);
+    let parts = || name.split('/');
+    (1..=200).contains(&name.len())
+        && name.chars().all(plain)
+        && !name.contains("..")
+        && parts().all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with('.'))
+}
+
+/// Whether a text has the form of a Hub id, `owner/name`. Only the machine that trains knows whether it is a path.
+pub fn may_be_hub_id(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let is_part = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(plain);
+    let text = text.trim();
+    let is_file = text.ends_with(".safetensors") || text.ends_with(".ckpt");
+    !is_file
+        && text
+            .split_once('/')
+            .is_some_and(|(owner, name)| is_part(owner) && is_part(name))
 }
 
 impl RecipeDraft {
@@ -82,6 +123,9 @@ impl RecipeDraft {
         let mut problems = Vec::new();
         if self.pretrained_model_name_or_path.trim().is_empty() {
             problems.push(RecipeProblem::NoBaseModel);
+        }
+        if let Some(got) = self.revision.as_deref().filter(|revision| !is_revision(revision)) {
+            problems.push(RecipeProblem::NoRevision { got: got.to_owned() });
         }
         self.check_concepts(&mut problems);
         self.check_ranges(&mut problems);
@@ -95,10 +139,27 @@ impl RecipeDraft {
             let (got, end) = (self.learning_rate, POLYNOMIAL_END);
             problems.push(RecipeProblem::BelowPolynomialEnd { got, end });
         }
+        self.check_low_memory(&mut problems);
         if problems.is_empty() {
             Ok(Recipe(self))
         } else {
             Err(RecipeProblems(problems))
+        }
+    }
+
+    fn check_low_memory(&self, problems: &mut Vec<RecipeProblem>) {
+        if !self.low_memory {
+            return;
+        }
+        if self.gradient_accumulation_steps > 1 {
+            let got = self.gradient_accumulation_steps;
+            problems.push(RecipeProblem::LowMemoryAccumulates { got });
+        }
+        if self.mixed_precision == Precision::Fp16 {
+            problems.push(RecipeProblem::LowMemoryInFp16);
+        }
+        if self.use_ema {
+            problems.push(RecipeProblem::LowMemoryAverages);
         }
     }
 
@@ -165,6 +226,7 @@ impl RecipeDraft {
         if let Some(prior) = &self.prior {
             within("prior.num_class_images", f64::from(prior.num_class_images), 1.0, 1e5);
             within("prior.prior_loss_weight", prior.prior_loss_weight, 0.0, 100.0);
+            within("prior.class_guidance_scale", prior.class_guidance_scale, 0.0, 100.0);
         }
         let samples = &self.samples;
         within("samples.n_save_sample", f64::from(samples.n_save_sample), 1.0, 64.0);

@@ -91,7 +91,10 @@ fn Again(live: Live, prep: Prep) -> impl IntoView {
         prep.draft.update(|draft| *draft = draft.again(&recipe, &defaults));
         // A model of an earlier visit may not be known to this one.
         if prep.model.with_untracked(Option::is_none) {
-            prep.inspect(recipe.pretrained_model_name_or_path.clone());
+            prep.inspect(
+                recipe.pretrained_model_name_or_path.clone(),
+                recipe.revision.clone().unwrap_or_default(),
+            );
         }
         place::go(&Place::Train);
     };

@@ -10,6 +10,7 @@ use super::editor::CropEditor;
 use super::intake::{self, ACCEPT};
 use super::print::Print;
 use super::{Studio, demo};
+use crate::place::Place;
 
 /// The first place: drop photos, look at the verdicts, crop.
 ///
@@ -26,7 +27,10 @@ pub fn PhotosPlace(studio: Studio, try_demo: Callback<()>) -> impl IntoView {
                     <p class="photos-sentence" role="status">{studio.summary()}</p>
                 </div>
                 <Show when=move || !is_empty.get()>
-                    <PickButton studio label="Add photos" class="button" />
+                    <div class="photos-actions">
+                        <PickButton studio label="Add photos" class="button" />
+                        <a class="button button-strong" href=Place::Subject.hash()>"Next: Subject"</a>
+                    </div>
                 </Show>
             </header>
             <Show when=move || !is_empty.get() fallback=move || view! { <EmptySheet studio try_demo /> }>

@@ -1,12 +1,13 @@
 //! The base model: one the server lists, a path on the server, or a model of the Hub; and a VAE in place of its own.
 
 use app::api::ModelInfo;
+use app::recipe::{self, RecipeProblem};
 use app::words;
 use leptos::prelude::*;
 
 use crate::net::http::Fetched;
 use crate::net::live::Live;
-use crate::prep::Prep;
+use crate::prep::{Prep, reference_of};
 use crate::ui::{Notice, Tone};
 
 use super::hub::{HubLine, TokenField, asks_for_token};
@@ -39,10 +40,11 @@ pub fn ModelChoice(prep: Prep, live: Live) -> impl IntoView {
 
 #[component]
 fn ModelCard(model: ModelInfo, prep: Prep) -> impl IntoView {
-    let reference = StoredValue::new(model.pretrained_model_name_or_path.clone());
+    let reference = StoredValue::new(reference_of(&model));
     let chosen = move || {
+        let (name, revision) = reference.get_value();
         prep.draft
-            .with(|d| d.pretrained_model_name_or_path == reference.get_value())
+            .with(|d| d.pretrained_model_name_or_path == name && d.revision == revision)
     };
     view! {
         <label class="model">
@@ -50,7 +52,7 @@ fn ModelCard(model: ModelInfo, prep: Prep) -> impl IntoView {
                 type="radio"
                 name="model"
                 prop:checked=chosen
-                on:change=move |_| prep.choose_model(&reference.get_value())
+                on:change=move |_| prep.choose_model(reference.get_value())
             />
             <ModelFacts model />
         </label>
@@ -89,10 +91,20 @@ fn ReferenceField(prep: Prep, live: Live, listed: Signal<Vec<ModelInfo>>) -> imp
     } else {
         chosen
     });
+    let revision = RwSignal::new(prep.draft.with_untracked(|d| d.revision.clone()));
+    let of_hub = Memo::new(move |_| reference.with(|text| recipe::may_be_hub_id(text)));
+    let problem = Memo::new(move |_| {
+        let got = revision.get().trim().to_owned();
+        let wrong = of_hub.get() && !got.is_empty() && !recipe::is_revision(&got);
+        wrong.then(|| RecipeProblem::NoRevision { got }.to_string())
+    });
     let ask = move || {
         let reference = reference.get_untracked().trim().to_owned();
-        if !reference.is_empty() {
-            prep.inspect(reference);
+        if !reference.is_empty() && problem.get_untracked().is_none() {
+            let revision = of_hub
+                .get_untracked()
+                .then(|| revision.get_untracked().trim().to_owned());
+            prep.inspect(reference, revision.unwrap_or_default());
         }
     };
     let check = move |event: leptos::ev::SubmitEvent| {
@@ -110,7 +122,9 @@ fn ReferenceField(prep: Prep, live: Live, listed: Signal<Vec<ModelInfo>>) -> imp
         Some(Fetched::Failed(trouble)) => {
             view! { <Notice tone=Tone::Error>{format!("{trouble}.")}</Notice> }.into_any()
         }
-        Some(Fetched::Ready(model)) if is_listed(&model.pretrained_model_name_or_path) => ().into_any(),
+        Some(Fetched::Ready(model)) if model.hub.is_none() && is_listed(&model.pretrained_model_name_or_path) => {
+            ().into_any()
+        }
         Some(Fetched::Ready(model)) => view! { <div class="models"><ModelCard model prep /></div> }.into_any(),
     };
     view! {
@@ -125,9 +139,26 @@ fn ReferenceField(prep: Prep, live: Live, listed: Signal<Vec<ModelInfo>>) -> imp
                     placeholder="stable-diffusion-v1-5/stable-diffusion-v1-5"
                     bind:value=reference
                 />
-                <button type="submit" class="button" disabled=move || reference.with(|r| r.trim().is_empty())>"Check"</button>
+                <Show when=move || of_hub.get()>
+                    <input
+                        id="revision"
+                        class="revision"
+                        type="text"
+                        autocomplete="off"
+                        spellcheck="false"
+                        placeholder="main"
+                        aria-label="Revision: a branch, tag or commit"
+                        title="Revision: a branch, tag or commit"
+                        aria-describedby="model-about"
+                        bind:value=revision
+                    />
+                </Show>
+                <button type="submit" class="button" disabled=move || reference.with(|r| r.trim().is_empty()) || problem.with(Option::is_some)>"Check"</button>
             </div>
-            <p class="quiet">"The path of a diffusers folder, .safetensors or .ckpt file on the machine that trains, or the name of a model on the Hugging Face Hub. Its licence and size are shown before anything large is downloaded."</p>
+            <p class="quiet" id="model-about">
+                {move || problem.get().map(|words| view! { <span class="field-problem">{words}</span> })}
+                "The path of a diffusers folder, .safetensors or .ckpt file on the machine that trains, or the name of a model on the Hugging Face Hub and, beside it, its branch, tag or commit. Its licence and size are shown before anything large is downloaded."
+            </p>
         </form>
         {answer}
         <Show when=move || needs_token.get() || has_token()>

@@ -73,7 +73,9 @@ pub fn Figures(live: Live) -> impl IntoView {
             n => Some(format!("{} parameters", words::count(n))),
         })
     };
+    let left_out = Memo::new(move |_| live.run.with(|run| run.skipped_updates));
     let device = move || live.run.with(|run| run.device.clone());
+    let memory = move || live.run.with(|run| run.memory.as_ref().map(words::memory_plan));
     let saved = move || live.run.with(|run| run.saved_step.map(|step| format!("step {step}")));
     let line = |name: &'static str, figure: Signal<Option<String>>| {
         view! { <div><dt>{name}</dt><dd>{move || figure.get().unwrap_or_else(|| "\u{2013}".into())}</dd></div> }
@@ -88,7 +90,11 @@ pub fn Figures(live: Live) -> impl IntoView {
             {line("Learning rate", Signal::derive(rate))}
             {line("Trained", Signal::derive(trained))}
             {line("Safe up to", Signal::derive(saved))}
+            <Show when=move || left_out.get() != 0>
+                {line("Updates left out", Signal::derive(move || Some(format!("{} that overflowed", left_out.get()))))}
+            </Show>
             {line("Device", Signal::derive(device))}
+            {line("Memory", Signal::derive(memory))}
         </dl>
     }
 }

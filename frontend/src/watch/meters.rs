@@ -1,10 +1,15 @@
 //! The meters of a run: how like the photos its samples are, and how far its kind has drifted, round by round.
 
+use app::event::Overfit;
+use app::job::JobId;
 use app::meters;
 use app::run::Reading;
+use app::words;
 use leptos::prelude::*;
 
 use crate::net::live::Live;
+
+use super::file_url;
 
 /// The drawing's own units; it is stretched to the room there is.
 const WIDTH: f64 = 100.0;
@@ -38,6 +43,7 @@ pub fn Meters(live: Live) -> impl IntoView {
     };
     let likeness = newest(|r| Some(r.likeness));
     let drift = newest(|r| r.drift);
+    let by_heart = newest(|r| r.overfit.map(Overfit::share));
     let curve = move |pick: fn(&Reading) -> Option<f32>| {
         move || {
             let points = readings.with(|all| {
@@ -57,14 +63,34 @@ pub fn Meters(live: Live) -> impl IntoView {
                     <Show when=move || drift().is_some()>
                         <span class="key key-class">"its kind drifted " <b class="figures">{drift}</b></span>
                     </Show>
+                    <Show when=move || by_heart().is_some()>
+                        <span class="key key-heart">"learned by heart " <b class="figures">{by_heart}</b></span>
+                    </Show>
                 </figcaption>
                 <svg viewBox=format!("0 0 {WIDTH} {HEIGHT}") preserveAspectRatio="none" role="img" aria-label=move || words.get()>
                     {[0.0, 0.5, 1.0].map(|share| view! { <line class="grid" x1="0" x2=WIDTH y1=share * HEIGHT y2=share * HEIGHT /> }).collect_view()}
                     <path class="curve class" d=curve(|r| r.drift) />
+                    <path class="curve heart" d=curve(|r| r.overfit.map(Overfit::share)) />
                     <path class="curve instance" d=curve(|r| Some(r.likeness)) />
                 </svg>
                 <p class="meters-words">{move || words.get()}</p>
             </figure>
         </Show>
+    }
+}
+
+/// The photo that is not trained on.
+#[component]
+pub fn HeldOut(live: Live, job: JobId) -> impl IntoView {
+    let photo = Memo::new(move |_| live.run.with(|run| run.held_out.clone()));
+    move || {
+        photo.get().map(|file| {
+            view! {
+                <div class="held-out">
+                    <img src=file_url(&job, &file) alt=words::photo_of(&file) />
+                    <p class="quiet">{words::photo_of(&file)}" is held out: it is not trained on, and shows when the others are learned by heart."</p>
+                </div>
+            }
+        })
     }
 }

@@ -17,7 +17,7 @@ use crate::place::Place;
 use crate::ui::{Announcer, Empty, Notice, Tone};
 use chart::LossChart;
 use figures::Figures;
-use meters::Meters;
+use meters::{HeldOut, Meters};
 use rounds::Round;
 pub use rounds::{RoundStrip, arrow_keys, file_url};
 use stop::StopButton;
@@ -104,6 +104,7 @@ fn WatchRun(live: Live, job: JobId) -> impl IntoView {
                 <section class="watch-figures" aria-label="Figures">
                     <LossChart live />
                     <Meters live />
+                    <HeldOut live job=job.get_value() />
                     <Figures live />
                 </section>
             </div>

@@ -101,7 +101,7 @@ pub fn RoundStrip(
                         {first(step).map(|shot| view! { <img class="develop" src=preview_url(live, &job.get_value(), step, &shot) alt="" /> })}
                         <span class="figures"><span class="spoken">"Step "</span>{step}</span>
                         <Show when=move || best.get() == Some(step)>
-                            <span class="strip-best" title="Most like your photos while its kind is still itself">"best"</span>
+                            <span class="strip-best" title="Most like your photos while its kind is still itself and they are not learned by heart">"best"</span>
                         </Show>
                     </button>
                 </li>

@@ -68,6 +68,7 @@ fn main() -> Result<()> {
         beta2: 0.999,
         weight_decay: 0.01,
         epsilon: 1e-8,
+        low_memory: None,
     };
     let count: usize = table.params.iter().map(|param| param.len()).sum();
     let mut session = CpuSession::new(table, settings)?;

@@ -24,7 +24,12 @@ pub fn describe(reference: &str, weights: &ModelWeights) -> ModelInfo {
 }
 
 /// Describes a model of the Hub by its configuration files.
-pub fn describe_remote(reference: &str, configs: &Configs, description: &Description) -> ModelInfo {
+pub fn describe_remote(
+    reference: &str,
+    revision: Option<&str>,
+    configs: &Configs,
+    description: &Description,
+) -> ModelInfo {
     let trained = [
         architecture::unet(&configs.unet),
         architecture::text_encoder(&configs.text_encoder),
@@ -42,6 +47,7 @@ pub fn describe_remote(reference: &str, configs: &Configs, description: &Descrip
             license: description.license.clone(),
             bytes: description.bytes,
             missing_bytes: description.missing_bytes,
+            revision: revision.map(str::to_owned),
         }),
     }
 }
@@ -83,7 +89,7 @@ fn starter(draft: RecipeDraft) -> RecipeDraft {
         pad_tokens: true,
         prior: Some(PriorPreservation {
             num_class_images: 24,
-            prior_loss_weight: 1.0,
+            ..PriorPreservation::default()
         }),
         samples: SamplePlan {
             n_save_sample: 4,

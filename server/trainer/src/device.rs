@@ -5,11 +5,12 @@ use std::sync::Arc;
 use app::api::DeviceInfo;
 use app::recipe::Precision;
 
-use crate::engine::cpu::CpuSession;
+use crate::engine::cpu::{self, CpuSession};
 use crate::engine::cuda;
 use crate::engine::cuda::call::Element;
 use crate::engine::cuda::session::{CudaSession, Settings};
-use crate::engine::ir::ParamTable;
+use crate::engine::footprint::Footprint;
+use crate::engine::ir::{ParamTable, Program};
 use crate::engine::session::{EngineError, OptimizerSettings, Session};
 
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,21 @@ pub fn build() -> &'static str {
     if cfg!(feature = "cuda") { "cuda" } else { "cpu" }
 }
 
+/// Bytes of a device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    pub free: u64,
+    pub used: u64,
+}
+
+fn element(precision: Precision) -> Element {
+    match precision {
+        Precision::No => Element::F32,
+        Precision::Fp16 => Element::F16,
+        Precision::Bf16 => Element::Bf16,
+    }
+}
+
 impl Device {
     /// Room for weights, all zero as yet, and for what runs on them. Networks compute in `precision`, the CPU always in
     /// f32; trained weights are exact f32 in any case.
@@ -70,11 +86,7 @@ impl Device {
             Self::Cpu => Ok(Box::new(CpuSession::new(params, optimizer)?)),
             Self::Cuda(device) => {
                 let settings = Settings {
-                    element: match precision {
-                        Precision::No => Element::F32,
-                        Precision::Fp16 => Element::F16,
-                        Precision::Bf16 => Element::Bf16,
-                    },
+                    element: element(precision),
                     optimizer,
                     eager: false,
                     poison: false,
@@ -84,14 +96,44 @@ impl Device {
         }
     }
 
+    /// What a session of [`Self::session`] is going to hold once it has run `programs`, with `averages` of the weights
+    /// where any of them learns.
+    ///
+    /// # Errors
+    /// When a program does what the session cannot.
+    pub fn footprint<'a>(
+        &self,
+        params: &ParamTable,
+        optimizer: &OptimizerSettings,
+        precision: Precision,
+        averages: bool,
+        programs: impl IntoIterator<Item = &'a Program>,
+    ) -> Result<Footprint, EngineError> {
+        match self {
+            Self::Cpu => cpu::footprint::footprint(params, optimizer, averages, programs),
+            Self::Cuda(_) => cuda::footprint::footprint(params, element(precision), optimizer, averages, programs),
+        }
+    }
+
+    /// What is free of its memory, and what is in use: of a GPU's as the driver counts it for all programs, this one's
+    /// context among them. What the CPU's other programs use is not ours to plan. `None` where the system does not say.
+    pub fn memory(&self) -> Option<Memory> {
+        match self {
+            Self::Cpu => available_memory_bytes().map(|free| Memory { free, used: 0 }),
+            Self::Cuda(device) => {
+                let (free, total) = device.memory().ok()?;
+                let used = total - free;
+                Some(Memory { free, used })
+            }
+        }
+    }
+
     /// What training computes in when `wanted` is asked for: on the CPU f32; on a GPU 16 bits, unless it is `exactly`
     /// f32 that is meant, and bf16 only where the card has it.
     pub fn precision(&self, wanted: Precision, exactly: bool) -> Precision {
-        let Self::Cuda(device) = self else { return Precision::No };
-        match (wanted, device.usual_element()) {
-            (Precision::No, _) if exactly => Precision::No,
-            (Precision::Fp16, _) | (_, Element::F16) => Precision::Fp16,
-            (Precision::No | Precision::Bf16, _) => Precision::Bf16,
+        match self {
+            Self::Cpu => Precision::No,
+            Self::Cuda(device) => precision_on_gpu(wanted, exactly, device.card().has_bf16()),
         }
     }
 
@@ -124,10 +166,38 @@ impl Device {
     }
 }
 
+fn precision_on_gpu(wanted: Precision, exactly: bool, has_bf16: bool) -> Precision {
+    match wanted {
+        Precision::No if exactly => Precision::No,
+        Precision::No | Precision::Bf16 if has_bf16 => Precision::Bf16,
+        _ => Precision::Fp16,
+    }
+}
+
 /// Memory that programs can still get, as the kernel estimates it.
 pub fn available_memory_bytes() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dreambooth::scaler::LossScaler;
+
+    #[test]
+    fn a_gpu_without_bf16_computes_in_fp16_with_a_loss_scale() {
+        for wanted in [Precision::No, Precision::Bf16, Precision::Fp16] {
+            let precision = precision_on_gpu(wanted, false, false);
+            assert_eq!(precision, Precision::Fp16);
+            assert!(LossScaler::new(precision).is_on());
+        }
+        assert_eq!(precision_on_gpu(Precision::No, true, false), Precision::No);
+        let with_bf16 =
+            [Precision::No, Precision::Bf16, Precision::Fp16].map(|wanted| precision_on_gpu(wanted, false, true));
+        assert_eq!(with_bf16, [Precision::Bf16, Precision::Bf16, Precision::Fp16]);
+        assert!(!LossScaler::new(Precision::Bf16).is_on());
+    }
 }

@@ -1,8 +1,10 @@
 //! Files that are either whole or not there: written to a scratch name, flushed, renamed, the folder flushed.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
 
 /// A file could not be written, or not read back.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +119,27 @@ fn parent(path: &Path) -> PathBuf {
 fn scratch_name(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     parent(path).join(format!(".{name}.writing"))
+}
+
+/// Length and lower-case hex SHA-256.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn hash_file(path: &Path) -> Result<(u64, String), StoreError> {
+    let failed = |source: io::Error| StoreError {
+        path: path.into(),
+        source,
+    };
+    let mut file = File::open(path).map_err(failed)?;
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        let read = file.read(&mut buffer).map_err(failed)?;
+        if read == 0 {
+            return Ok((bytes, hex::encode(hash.finalize())));
+        }
+        hash.update(&buffer[..read]);
+        bytes += read as u64;
+    }
 }
 
 #[cfg(test)]

@@ -96,11 +96,11 @@ impl Trainers {
             .await
     }
 
-    /// What the model is. A relative path is looked for in the models folder.
+    /// What the model is; `revision` is of Hub ids. A relative path is looked for in the models folder.
     ///
     /// # Errors
     /// When the trainer cannot read it, in the trainer's words.
-    pub async fn inspect(&self, reference: &str) -> Result<ModelInfo, TrainerError> {
+    pub async fn inspect(&self, reference: &str, revision: Option<&str>) -> Result<ModelInfo, TrainerError> {
         let reference = self.resolve(reference);
         let changed = std::fs::metadata(&reference).and_then(|m| m.modified()).ok();
         let seen = self
@@ -116,7 +116,8 @@ impl Trainers {
         }
         let trainer = self.chosen().await?;
         let _permit = self.at_once.acquire().await;
-        let args = ["inspect", "--model", &reference];
+        let mut args = vec!["inspect", "--model", &reference];
+        args.extend(revision.iter().flat_map(|revision| ["--revision", revision]));
         let token = self.hub_token.entered();
         let info: ModelInfo = ask(&trainer.path, "inspect", &args, token, INSPECT_LIMIT).await?;
         // The Hub is asked again: what is here of its model grows while it is downloaded.
@@ -152,7 +153,7 @@ impl Trainers {
         names.insert(0, STARTER.to_owned());
         let mut models = Vec::new();
         for name in names {
-            match self.inspect(&name).await {
+            match self.inspect(&name, None).await {
                 Ok(model) => models.push(model),
                 Err(e) => tracing::warn!("left out of the models: {name}: {}", crate::error::chain(&e)),
             }

@@ -13,6 +13,7 @@ async fn browser_a_model_of_the_hub_is_described_then_downloaded_and_trained() -
     let model = Repository {
         token: Some(TOKEN),
         license: Some("creativeml-openrail-m"),
+        revisions: vec!["v2".into()],
         ..Repository::of_folder(&golden.join("tiny-sd"))?
     };
     let vae = Repository::of_folder(&crate::golden::dir_of("tiny-sd21").join("vae"))?;
@@ -26,6 +27,10 @@ async fn browser_a_model_of_the_hub_is_described_then_downloaded_and_trained() -
 
     visit.go("#subject").await?;
     visit.browser.fill("#model-path", "owner/private").await?;
+    visit.browser.fill("#revision", "../v2").await?;
+    let wrong = visit.browser.text("#model-about .field-problem").await?;
+    assert!(wrong.contains("revision is `../v2`; it must be a branch"), "{wrong}");
+    visit.browser.fill("#revision", "v2").await?;
     visit.browser.click("form:has(#model-path) button[type=submit]").await?;
     let problem = visit.browser.text(".notice-error").await?;
     assert!(problem.contains("the Hub wants a token"), "{problem}");
@@ -76,6 +81,7 @@ async fn browser_a_model_of_the_hub_is_described_then_downloaded_and_trained() -
     hub.slow(false);
     let recipe = visit.detail(&job).await?.recipe;
     assert_eq!(recipe.pretrained_model_name_or_path, "owner/private");
+    assert_eq!(recipe.revision.as_deref(), Some("v2"));
     assert_eq!(recipe.pretrained_vae_name_or_path.as_deref(), Some("owner/vae"));
     visit.wait_for_results().await?;
     visit.expect_no_errors().await?;

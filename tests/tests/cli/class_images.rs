@@ -102,6 +102,32 @@ fn a_killed_run_draws_what_is_missing_and_unusable_ones_are_made_again() {
     }
 }
 
+#[test]
+fn guidance_of_class_images_is_their_own() {
+    let with = |change: fn(&mut RecipeDraft)| {
+        let mut recipe = nine();
+        recipe.samples.save_infer_steps = 2;
+        if let Some(prior) = &mut recipe.prior {
+            prior.num_class_images = 2;
+        }
+        change(&mut recipe);
+        let job = Job::new(&recipe);
+        assert!(job.run().0.success());
+        images(&job)
+    };
+    let usual = with(|_| {});
+    assert!(
+        usual == with(|recipe| recipe.samples.save_guidance_scale = 2.0),
+        "that is the samples'"
+    );
+    let own = |recipe: &mut RecipeDraft| {
+        if let Some(prior) = &mut recipe.prior {
+            prior.class_guidance_scale = 2.0;
+        }
+    };
+    assert!(usual != with(own), "as strict as before");
+}
+
 /// Which file on the disk each name means.
 fn files(job: &Job) -> Vec<u64> {
     let folder = job.path("class-images/0");

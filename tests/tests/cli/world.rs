@@ -150,7 +150,10 @@ impl Output {
     }
 
     pub fn unet(&self, step: u32) -> Vec<u8> {
-        let below = format!("{step}/unet/diffusion_pytorch_model.safetensors");
+        self.file(&format!("{step}/unet/diffusion_pytorch_model.safetensors"))
+    }
+
+    pub fn file(&self, below: &str) -> Vec<u8> {
         std::fs::read(self.path.join(below)).unwrap()
     }
 

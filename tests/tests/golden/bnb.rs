@@ -102,6 +102,7 @@ impl State {
             beta2: 0.999,
             weight_decay: 0.01,
             epsilon: 1e-8,
+            low_memory: None,
         };
         let update = Update {
             learning_rates: BTreeMap::new(),

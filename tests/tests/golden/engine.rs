@@ -20,6 +20,7 @@ pub const ADAM: OptimizerSettings = OptimizerSettings {
     beta2: 0.999,
     weight_decay: 1e-2,
     epsilon: 1e-8,
+    low_memory: None,
 };
 
 pub fn networks(plan: Plan, parts: &[(Part, &Tensors)]) -> Networks {

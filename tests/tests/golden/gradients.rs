@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, IndexOp, Tensor};
 use serde::Deserialize;
 use trainer::engine::ir::Group;
+use trainer::engine::nets::diffusion::{Chance, Diffusion, Level};
 use trainer::engine::nets::networks::{Prompts, Step as TrainingStep};
 use trainer::engine::nets::programs::{Part, Plan};
 
@@ -59,8 +60,8 @@ struct Trained {
     gradients: BTreeMap<String, Vec<f64>>,
 }
 
-/// `recompute`: with gradient checkpointing.
-fn one_step(recompute: bool) -> Trained {
+/// `recompute`: with gradient checkpointing. The rows are taken in so many micro-batches.
+fn one_step(recompute: bool, parts: usize) -> Trained {
     let plan = Plan {
         unet: Some(json("tiny-sd/unet/config.json")),
         text_encoder: Some(json("tiny-sd/text_encoder/config.json")),
@@ -87,19 +88,33 @@ fn one_step(recompute: bool) -> Trained {
     let ids: Vec<u32> = ids.flatten_all().unwrap().to_vec1().unwrap();
     let f32s = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let dims = noisy.dims();
-    let step = TrainingStep {
-        dims: [dims[1], dims[2], dims[3]],
-        noisy: &f32s(&noisy),
-        timesteps: &timesteps,
-        prompts: Prompts::Ids(&ids),
-        target: &f32s(&noise),
-        // Means over two instances and over two class images.
-        weights: &[0.5; 4],
-        loss_scale: 1.,
-        accumulate: false,
-    };
-    let trained = networks.train(&step, None).unwrap();
-    let losses: Vec<f64> = trained.losses.into_iter().map(f64::from).collect();
+    let latents = f32s(&latents);
+    let noise = f32s(&noise);
+    let exact = vec![0.; latents.len()];
+    let rows = timesteps.len() / parts;
+    networks.learn_by(golden_diffusion());
+    let mut losses = Vec::new();
+    for part in 0..parts {
+        let of = |values: usize| part * values / parts..(part + 1) * values / parts;
+        let step = TrainingStep {
+            dims: [dims[1], dims[2], dims[3]],
+            mean: &latents[of(latents.len())],
+            deviation: &exact[of(exact.len())],
+            chance: Chance::Given {
+                latents: &exact[of(exact.len())],
+                noise: &noise[of(noise.len())],
+                offsets: &[],
+                timesteps: &timesteps[of(timesteps.len())],
+            },
+            prompts: Prompts::Ids(&ids[of(ids.len())]),
+            // Means over two instances and over two class images.
+            shares: &vec![0.5; rows],
+            loss_scale: 1.,
+            accumulate: part > 0,
+        };
+        let trained = networks.train(&step, None).unwrap();
+        losses.extend(trained.losses.into_iter().map(f64::from));
+    }
     let gradients = (networks.trained().into_iter())
         .map(|(id, param)| (param.name.clone(), values(&gradient(&mut networks, id, &param))))
         .collect();
@@ -110,6 +125,22 @@ fn one_step(recompute: bool) -> Trained {
         instance_loss,
         prior_loss,
         gradients,
+    }
+}
+
+/// What is left of latents, and added of noise, by the golden schedule.
+fn golden_diffusion() -> Diffusion {
+    let alphas = load("train/noise_schedule.safetensors")["alphas_cumprod"].to_vec1::<f32>();
+    let level = |alpha: f32| Level {
+        signal: alpha.sqrt(),
+        sigma: (1. - alpha).sqrt(),
+        weight: 1.,
+    };
+    Diffusion {
+        levels: alphas.unwrap().into_iter().map(level).collect(),
+        velocity: false,
+        latents_scale: 1.,
+        offset_noise: 0.,
     }
 }
 
@@ -177,9 +208,9 @@ fn is_noise(name: &str) -> bool {
 
 #[test]
 fn the_first_step_has_the_reference_loss_and_gradients() {
-    let trained = one_step(false);
+    let trained = one_step(false, 1);
     assert_eq!(
-        one_step(true).gradients,
+        one_step(true, 1).gradients,
         trained.gradients,
         "recomputing changes no bit"
     );
@@ -233,8 +264,22 @@ fn the_first_step_has_the_reference_loss_and_gradients() {
 }
 
 #[test]
+fn micro_batches_add_up_to_the_gradients_of_the_whole_batch() {
+    let whole = one_step(false, 1);
+    for parts in [2, 4] {
+        let added = one_step(false, parts);
+        let mut table = Table::new("gradients of micro-batches, added up");
+        table.check("loss", relative(added.loss, whole.loss), LOSS_TOLERANCE);
+        for (name, want) in whole.gradients.iter().filter(|(name, _)| !is_noise(name)) {
+            table.check(name, rel_l2(&added.gradients[name], want), 1e-5);
+        }
+        table.finish();
+    }
+}
+
+#[test]
 fn every_trained_weight_gets_a_finite_gradient_that_is_not_zero() {
-    for (name, gradient) in one_step(false).gradients {
+    for (name, gradient) in one_step(false, 1).gradients {
         let norm = l2(&gradient);
         assert!(norm.is_finite() && norm > 0., "{name}: |gradient| = {norm}");
     }

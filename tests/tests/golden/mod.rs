@@ -7,6 +7,7 @@ pub mod engine;
 mod forward;
 mod gradients;
 mod images;
+mod low_memory;
 mod lr;
 mod properties;
 mod rng;
@@ -17,7 +18,8 @@ mod tokenizer;
 mod train;
 mod txt2img;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Root of the reference data.
 pub fn dir() -> PathBuf {
@@ -34,6 +36,40 @@ pub fn dir_of(item: &str) -> PathBuf {
         true => named.join(item),
         false => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(item),
     }
+}
+
+/// A comparison of this very program with other reference data.
+fn compared_with(folder: &Path) -> (bool, String) {
+    let test = "golden::bnb::one_update_from_a_stored_state";
+    let ran = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("GOLDEN_DIR", folder)
+        .output()
+        .unwrap();
+    (ran.status.success(), String::from_utf8_lossy(&ran.stdout).into_owned())
+}
+
+#[test]
+fn reference_data_of_another_folder_is_compared_with_in_a_table() {
+    let (same, printed) = compared_with(&dir());
+    assert!(same, "{printed}");
+    let head = printed.lines().find(|line| line.starts_with("item"));
+    let head: Vec<&str> = head.expect("a table").split_whitespace().collect();
+    assert_eq!(head, ["item", "error", "tolerance"]);
+
+    let other = tempfile::tempdir().unwrap();
+    std::fs::create_dir(other.path().join("bnb")).unwrap();
+    let file = "bnb/bnb.safetensors";
+    let mut bytes = std::fs::read(dir().join(file)).unwrap();
+    std::fs::write(other.path().join(file), &bytes).unwrap();
+    assert!(compared_with(other.path()).0, "the same data in another folder");
+    // Numbers begin after the header, whose length comes first.
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    for byte in bytes[8 + header..].iter_mut().step_by(64) {
+        *byte ^= 0x10;
+    }
+    std::fs::write(other.path().join(file), &bytes).unwrap();
+    assert!(!compared_with(other.path()).0, "wrong numbers are not noticed");
 }
 
 #[test]

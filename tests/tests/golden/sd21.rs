@@ -8,8 +8,9 @@ use candle_core::{DType, IndexOp, Tensor};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use trainer::device::Device;
-use trainer::dreambooth::batch::{Draw, Objective};
+use trainer::dreambooth::batch::{Batch, Objective};
 use trainer::dreambooth::learner::{Learner, Learning};
+use trainer::engine::nets::diffusion::Chance;
 use trainer::engine::nets::networks::{Prompts, Step as TrainingStep};
 use trainer::formats::{self, Container, ModelWeights, Width};
 use trainer::models::config::PredictionType;
@@ -92,34 +93,36 @@ fn sd21_a_step_on_velocity_gives_the_reference_loss_and_gradients() {
     let objective = Objective {
         schedule: NoiseSchedule::new(scheduler).unwrap(),
         prediction: scheduler.prediction_type,
-        prior_loss_weight: 1.0,
         snr_gamma: None,
         offset_noise: 0.0,
     };
+    let diffusion = objective.diffusion(1.0).unwrap();
     let timesteps = golden["timesteps"].to_vec1::<i64>().unwrap();
-    let batch = objective.batch(Draw {
-        dims: [4, 8, 8],
-        instance_rows: 1,
-        latents: numbers(&golden["latents"]),
-        noise: numbers(&golden["noise"]),
-        offsets: Vec::new(),
-        timesteps: timesteps.into_iter().map(|t| t as u32).collect(),
-        ids: ids(&golden).flatten_all().unwrap().to_vec1().unwrap(),
-    });
-    let batch = batch.unwrap();
+    let timesteps: Vec<f32> = timesteps.into_iter().map(|t| t as f32).collect();
+    // The golden latents are scaled, and drawn from their distribution already.
+    let latents = numbers(&golden["latents"]);
+    let maps = [latents.clone(), vec![0.0; latents.len()]];
+    let ids = ids(&golden).flatten_all().unwrap().to_vec1().unwrap();
+    let batch = Batch::new([4, 8, 8], 1, maps, ids);
     let networks = &mut learner.networks;
-    let timesteps: Vec<f32> = batch.timesteps.iter().map(|t| *t as f32).collect();
+    networks.learn_by(diffusion.clone());
     let step = TrainingStep {
         dims: batch.dims,
-        noisy: &batch.noisy,
-        timesteps: &timesteps,
+        mean: &batch.mean,
+        deviation: &batch.deviation,
+        chance: Chance::Given {
+            latents: &batch.deviation,
+            noise: &numbers(&golden["noise"]),
+            offsets: &[],
+            timesteps: &timesteps,
+        },
         prompts: Prompts::Ids(&batch.ids),
-        target: &batch.target,
-        weights: &batch.weights(),
+        shares: &batch.weighted_shares(1.0),
         loss_scale: 1.0,
         accumulate: false,
     };
-    let losses = batch.losses(&networks.train(&step, None).unwrap().losses);
+    let told = networks.train(&step, None).unwrap();
+    let losses = batch.losses(&told.losses, &diffusion.weights_at(&timesteps), 1.0);
     let mut table = Table::new("stable diffusion 2.1, one step");
     for (name, got, want) in [
         ("loss", losses.total, wanted.loss),

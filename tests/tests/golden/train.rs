@@ -6,9 +6,10 @@ use app::recipe::{Adam, Precision};
 use candle_core::{DType, IndexOp};
 use serde::Deserialize;
 use trainer::device::Device;
-use trainer::dreambooth::batch::{Batch, Draw, Objective};
+use trainer::dreambooth::batch::{Batch, Objective};
 use trainer::dreambooth::learner::{Learner, Learning};
 use trainer::engine::ir::{Group, ParamId};
+use trainer::engine::nets::diffusion::Chance;
 use trainer::engine::nets::networks::{Networks, Prompts, Step, Trained};
 use trainer::engine::optim::clip_factor;
 use trainer::engine::session::{Moments, OptimizerSettings, Update};
@@ -23,6 +24,7 @@ const GRAD_NORM_TOLERANCE: f64 = 5e-5;
 const TENSOR_NORM_TOLERANCE: f64 = 1e-4;
 const FINAL_NORM_TOLERANCE: f64 = 1e-5;
 const CHANGE_TOLERANCE: f64 = 5e-3;
+const PRIOR_LOSS_WEIGHT: f32 = 1.0;
 /// Its change is nearly all rounding of `w * (1 - 1e-6)`.
 const EMBEDDING_CHANGE_TOLERANCE: f64 = 5e-2;
 
@@ -55,7 +57,7 @@ struct WantedLosses {
 }
 
 /// How a variant differs from `base`.
-struct Variant {
+pub(super) struct Variant {
     name: &'static str,
     prediction: PredictionType,
     trains_text_encoder: bool,
@@ -69,11 +71,11 @@ struct Variant {
     /// Which rows of the data are instances and class images.
     instances: Vec<usize>,
     classes: Vec<usize>,
-    /// What diffusers' script makes of the batch's shares, where it differs from ours.
-    reweigh: fn(&mut Batch),
+    /// What diffusers' script makes of the rows' shares, given the weights of their timesteps, where it differs from ours.
+    reweigh: fn(&mut [f32], &[f32]),
 }
 
-fn base(name: &'static str) -> Variant {
+pub(super) fn base(name: &'static str) -> Variant {
     Variant {
         name,
         prediction: PredictionType::Epsilon,
@@ -86,11 +88,19 @@ fn base(name: &'static str) -> Variant {
         snr_gamma: None,
         instances: vec![0, 1],
         classes: vec![2, 3],
-        reweigh: |_| (),
+        reweigh: |_, _| (),
     }
 }
 
-fn draw(inputs: &Tensors, step: usize, variant: &Variant) -> Draw {
+/// A micro-batch with the noise and the timesteps that the golden run had.
+pub(super) struct Draw {
+    pub batch: Batch,
+    noise: Vec<f32>,
+    offsets: Vec<f32>,
+    pub timesteps: Vec<f32>,
+}
+
+pub(super) fn draw(inputs: &Tensors, step: usize, variant: &Variant) -> Draw {
     let rows: Vec<usize> = variant.instances.iter().chain(&variant.classes).copied().collect();
     let of = |name: &str| -> Vec<f32> {
         let of_row = |row: &usize| inputs[name].i((step, *row)).unwrap().flatten_all().unwrap();
@@ -106,17 +116,19 @@ fn draw(inputs: &Tensors, step: usize, variant: &Variant) -> Draw {
         .to_vec2::<u32>()
         .unwrap();
     let shape = inputs["latents"].dims();
+    let dims = [shape[2], shape[3], shape[4]];
+    // The golden latents are scaled, and drawn from their distribution already.
+    let latents = of("latents");
+    let deviation = vec![0.0; latents.len()];
+    let ids = rows.iter().flat_map(|row| ids[*row].clone()).collect();
     Draw {
-        dims: [shape[2], shape[3], shape[4]],
-        instance_rows: variant.instances.len(),
-        latents: of("latents"),
+        batch: Batch::new(dims, variant.instances.len(), [latents, deviation], ids),
         noise: of("noise")
             .into_iter()
             .map(|noise| (f64::from(noise) * factor) as f32)
             .collect(),
         offsets: of("offset_noise"),
-        timesteps: rows.iter().map(|row| timesteps[*row] as u32).collect(),
-        ids: rows.iter().flat_map(|row| ids[*row].clone()).collect(),
+        timesteps: rows.iter().map(|row| timesteps[*row] as f32).collect(),
     }
 }
 
@@ -153,6 +165,7 @@ fn follow(variant: &Variant) {
             beta2: variant.adam.adam_beta2,
             weight_decay: variant.adam.adam_weight_decay,
             epsilon: variant.adam.adam_epsilon,
+            low_memory: None,
         },
         keeps_an_eye: false,
         adapter: None,
@@ -163,11 +176,12 @@ fn follow(variant: &Variant) {
     let objective = Objective {
         schedule: NoiseSchedule::new(&learner.base().scheduler_config).unwrap(),
         prediction: variant.prediction,
-        prior_loss_weight: 1.0,
         snr_gamma: variant.snr_gamma,
         offset_noise: variant.offset_noise,
     };
+    let diffusion = objective.diffusion(1.0).unwrap();
     let networks = &mut learner.networks;
+    networks.learn_by(diffusion.clone());
     let mut table = Table::new(variant.name);
     for (index, want) in wanted.iter().enumerate() {
         let losses_wanted = match &want.losses {
@@ -187,19 +201,19 @@ fn follow(variant: &Variant) {
         let mut updated = None;
         for (micro, want) in losses_wanted.iter().enumerate() {
             let step = index * variant.accumulation + micro;
-            let mut batch = objective.batch(draw(&inputs, step, variant)).unwrap();
-            if let Some(weights) = &want.snr_weights {
-                let got = batch.shares.iter().map(|share| share * batch.instance_rows as f32);
-                for (row, (got, want)) in got.zip(weights).enumerate() {
+            let mut draw = draw(&inputs, step, variant);
+            let weights = diffusion.weights_at(&draw.timesteps);
+            if let Some(wanted) = &want.snr_weights {
+                for (row, (got, want)) in weights.iter().zip(wanted).enumerate() {
                     let item = format!("step {} SNR weight {row}", step + 1);
-                    table.check(item, relative(f64::from(got), *want), LOSS_TOLERANCE);
+                    table.check(item, relative(f64::from(*got), *want), LOSS_TOLERANCE);
                 }
             }
-            (variant.reweigh)(&mut batch);
+            (variant.reweigh)(&mut draw.batch.shares, &weights);
             let last = micro + 1 == losses_wanted.len();
-            let told = learn(networks, variant, &batch, micro > 0, last.then_some(&update));
+            let told = learn(networks, variant, &draw, micro > 0, last.then_some(&update));
             updated = told.updated;
-            let losses = batch.losses(&told.losses);
+            let losses = draw.batch.losses(&told.losses, &weights, PRIOR_LOSS_WEIGHT);
             let mut check = |what: &str, got: f32, want: f64| {
                 let error = relative(f64::from(got), want);
                 table.check(format!("step {} {what}", step + 1), error, LOSS_TOLERANCE);
@@ -231,27 +245,33 @@ fn follow(variant: &Variant) {
     table.finish();
 }
 
-fn learn(
+pub(super) fn learn(
     networks: &mut Networks,
     variant: &Variant,
-    batch: &Batch,
+    draw: &Draw,
     accumulate: bool,
     update: Option<&Update>,
 ) -> Trained {
+    let batch = &draw.batch;
     let states = (!variant.trains_text_encoder).then(|| networks.text(&batch.ids, batch.rows(), 1).unwrap());
-    let timesteps: Vec<f32> = batch.timesteps.iter().map(|t| *t as f32).collect();
     let share = 1.0 / variant.accumulation as f32;
-    let weights: Vec<f32> = batch.weights().iter().map(|weight| share * weight).collect();
+    let shares = batch.weighted_shares(PRIOR_LOSS_WEIGHT);
+    let shares: Vec<f32> = shares.iter().map(|of_row| share * of_row).collect();
     let step = Step {
         dims: batch.dims,
-        noisy: &batch.noisy,
-        timesteps: &timesteps,
+        mean: &batch.mean,
+        deviation: &batch.deviation,
+        chance: Chance::Given {
+            latents: &batch.deviation,
+            noise: &draw.noise,
+            offsets: &draw.offsets,
+            timesteps: &draw.timesteps,
+        },
         prompts: match &states {
             Some(states) => Prompts::States(states),
             None => Prompts::Ids(&batch.ids),
         },
-        target: &batch.target,
-        weights: &weights,
+        shares: &shares,
         loss_scale: 1.0,
         accumulate,
     };
@@ -409,7 +429,11 @@ fn min_snr_of_velocity() {
 fn min_snr_of_the_instances_alone() {
     follow(&Variant {
         snr_gamma: Some(5.0),
-        reweigh: |batch| batch.shares[2..].fill(0.5),
+        reweigh: |shares, weights| {
+            for (share, weight) in shares[2..].iter_mut().zip(&weights[2..]) {
+                *share = 0.5 / weight;
+            }
+        },
         ..base("min_snr5_prior_instance_weights")
     });
 }
@@ -421,7 +445,9 @@ fn min_snr_as_diffusers_script_broadcasts_it() {
         snr_gamma: Some(5.0),
         instances: vec![0],
         classes: vec![2],
-        reweigh: |batch| batch.shares = vec![(batch.shares[0] + batch.shares[1]) / 2.0, 1.0],
+        reweigh: |shares, weights| {
+            shares.copy_from_slice(&[(weights[0] + weights[1]) / 2.0 / weights[0], 1.0 / weights[1]]);
+        },
         ..base("min_snr5_prior_hf_broadcast_b1")
     });
 }

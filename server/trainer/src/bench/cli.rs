@@ -11,7 +11,7 @@ use crate::engine::cuda::call::Element;
 use crate::engine::cuda::device::Device;
 use crate::engine::cuda::session::{CudaSession, Settings};
 use crate::engine::ir::ParamTable;
-use crate::engine::session::{Moments, OptimizerSettings, Session};
+use crate::engine::session::{LowMemory, Moments, OptimizerSettings, Session};
 
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
@@ -32,6 +32,9 @@ pub struct BenchArgs {
     pub use_8bit_adam: bool,
     #[arg(long)]
     pub gradient_checkpointing: bool,
+    /// As `train --low_memory`: 8-bit moments and gradient checkpointing with it
+    #[arg(long)]
+    pub low_memory: bool,
     /// Timed training steps (50), sampling steps an image (24), or training steps of the run (800)
     #[arg(long)]
     pub steps: Option<usize>,
@@ -111,9 +114,9 @@ impl Bench<'_> {
         }
     }
 
-    pub fn session(&self, table: ParamTable) -> anyhow::Result<Running> {
-        let optimizer = OptimizerSettings {
-            moments: if self.args.use_8bit_adam {
+    pub fn optimizer(&self) -> OptimizerSettings {
+        OptimizerSettings {
+            moments: if self.args.use_8bit_adam || self.args.low_memory {
                 Moments::EightBit
             } else {
                 Moments::F32
@@ -122,7 +125,12 @@ impl Bench<'_> {
             beta2: 0.999,
             weight_decay: 0.01,
             epsilon: 1e-8,
-        };
+            low_memory: self.args.low_memory.then_some(LowMemory { seed: 1 }),
+        }
+    }
+
+    pub fn session(&self, table: ParamTable) -> anyhow::Result<Running> {
+        let optimizer = self.optimizer();
         Ok(match &self.machine {
             Machine::Cpu => Running::Cpu(Box::new(CpuSession::new(table, optimizer)?)),
             Machine::Gpu(device) => Running::Gpu(Box::new(self.on(device, table, optimizer)?)),

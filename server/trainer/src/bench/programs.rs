@@ -1,30 +1,35 @@
 //! The programs that are timed, with weights and inputs for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use crate::dreambooth::batch::Objective;
 use crate::engine::layout::checkpoint_dims;
 use crate::engine::{
-    autodiff::{Backward, backward},
     builder::{Builder, Scope},
     ir::{Group, Kind, ParamId, ParamTable, Program},
     nets::{
+        diffusion::{Chance, Diffusion},
+        programs::{Map, Plan, Task},
         text_encoder::text_encoder,
         unet::{UNetInputs, sinusoids, unet},
         vae,
     },
+    philox::Clock,
     session::{Data, ProgramId, Session},
 };
 use crate::formats::{Configs, ModelWeights, Tensors};
-use crate::models::config::{SchedulerConfig, TextEncoderConfig, UNetConfig, VaeConfig};
+use crate::models::config::{PredictionType, SchedulerConfig, TextEncoderConfig, UNetConfig, VaeConfig};
 use crate::pretrain::starter;
+use crate::schedulers::NoiseSchedule;
 use crate::tokenizer::TokenizerFiles;
 
 /// Tokens of a prompt.
 const TOKENS: usize = 77;
+const CLOCK: Clock = Clock { seed: 1, number: 0 };
 /// Pixels a latent stands for, each way.
 const LATENT_PX: usize = 8;
 
@@ -83,39 +88,40 @@ impl Model {
         self.unet.sample_size * LATENT_PX
     }
 
-    /// One step on `rows` images, as DreamBooth takes it.
+    /// One step on `rows` images: the very program of a run.
     pub fn training(&mut self, rows: usize, text_encoder_too: bool, recompute: bool) -> anyhow::Result<Program> {
-        let (latents, width) = (self.latents(rows), self.unet.cross_attention_dim);
-        let mut b = Builder::new(&mut self.table);
-        let context = if text_encoder_too {
-            let ids = b.input("ids", &[rows, TOKENS], Kind::Ids);
-            let scope = Scope::new("text_encoder", Group::TextEncoder, true);
-            text_encoder(&mut b, &self.text_encoder, ids, 1, &scope)?
-        } else {
-            let context = b.input("context", &[rows, TOKENS, width], Kind::F32);
-            b.cast(context, Kind::Activation)
-        };
-        let noisy = b.input("latents", &latents, Kind::F32);
-        let noisy = b.cast(noisy, Kind::Activation);
-        let time = b.input("time", &[rows, self.unet.block_out_channels[0]], Kind::F32);
-        let time = b.cast(time, Kind::Activation);
-        let inputs = UNetInputs {
-            latents: noisy,
-            time,
-            context,
-        };
-        let predicted = unet(&mut b, &self.unet, inputs, &Scope::new("unet", Group::UNet, true))?;
-        let target = b.input("target", &latents, Kind::F32);
-        let weights = b.input("weights", &[rows], Kind::F32);
-        let scale = b.input("scale", &[1], Kind::F32);
-        let (losses, dpredicted) = b.mse(predicted, target, weights, scale);
-        b.output("losses", losses);
-        let forward = b.finish()?;
-        let options = Backward {
+        let mut trains = BTreeSet::from([Group::UNet]);
+        trains.extend(text_encoder_too.then_some(Group::TextEncoder));
+        let plan = Plan {
+            unet: Some(self.unet.clone()),
+            text_encoder: text_encoder_too.then(|| self.text_encoder.clone()),
+            trains,
             recompute,
-            ..Backward::default()
+            ..Plan::default()
         };
-        Ok(backward(forward, &self.table, &[(predicted, dpredicted)], options)?)
+        let side = self.unet.sample_size;
+        let task = Task::Train {
+            map: Map {
+                rows,
+                height: side,
+                width: side,
+            },
+            tokens: TOKENS,
+            form: self.diffusion()?.form(&Chance::Drawn(CLOCK)),
+            learns_text: text_encoder_too,
+            accumulate: false,
+        };
+        Ok(plan.program(task, &mut self.table)?)
+    }
+
+    fn diffusion(&self) -> anyhow::Result<Diffusion> {
+        let objective = Objective {
+            schedule: NoiseSchedule::new(&SchedulerConfig::default())?,
+            prediction: PredictionType::Epsilon,
+            snr_gamma: None,
+            offset_noise: 0.,
+        };
+        Ok(objective.diffusion(self.vae.scaling_factor)?)
     }
 
     /// The VAE's encoder, which a training run holds besides.
@@ -226,9 +232,21 @@ impl Model {
 
     /// Writes all inputs of `program`, other ones for another `step`.
     pub fn write(&self, session: &mut dyn Session, id: ProgramId, program: &Program, step: u64) -> anyhow::Result<()> {
+        let tables = self.diffusion()?.tables(&self.unet);
         for (seed, (name, &input)) in program.inputs.iter().enumerate() {
             let (value, seed) = (program.value(input), step * 16 + seed as u64 + 1);
+            if let Some((_, table)) = tables.iter().find(|(table, _)| table == name) {
+                // Written once in a run.
+                if step <= 1 {
+                    session.write(id, name, Data::F32(table))?;
+                }
+                continue;
+            }
             match (name.as_str(), value.kind) {
+                ("clock", _) => {
+                    let clock = Clock { number: step, ..CLOCK };
+                    session.write(id, name, Data::Ids(&clock.words()))?;
+                }
                 (_, Kind::Ids) => {
                     let vocabulary = self.text_encoder.vocab_size as f32;
                     let ids: Vec<u32> = (noise(value.len(), seed, vocabulary / 2.).iter())
@@ -242,8 +260,11 @@ impl Model {
                         .collect();
                     session.write(id, name, Data::F32(&sinusoids(&self.unet, &timesteps)))?;
                 }
-                ("weights", _) => session.write(id, name, Data::F32(&vec![1. / value.len() as f32; value.len()]))?,
+                ("shares", _) => session.write(id, name, Data::F32(&vec![1. / value.len() as f32; value.len()]))?,
                 ("scale", _) => session.write(id, name, Data::F32(&[1.]))?,
+                // Sizes that an autoencoder gives.
+                ("mean", _) => session.write(id, name, Data::F32(&noise(value.len(), seed, 9.)))?,
+                ("deviation", _) => session.write(id, name, Data::F32(&vec![0.1; value.len()]))?,
                 _ => session.write(id, name, Data::F32(&noise(value.len(), seed, 1.7)))?,
             }
         }

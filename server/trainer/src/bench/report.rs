@@ -6,7 +6,11 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::cli::{Bench, Running};
+use crate::engine::cpu;
+use crate::engine::cuda;
 use crate::engine::cuda::device::Device;
+use crate::engine::footprint::Footprint;
+use crate::engine::ir::{ParamTable, Program};
 
 pub(super) const GIB: f64 = (1u64 << 30) as f64;
 
@@ -42,6 +46,69 @@ impl Machine {
                 Ok(kilobytes.unwrap_or(0) * 1024)
             }
         }
+    }
+}
+
+/// What memory was planned before any of it was asked for.
+pub(super) struct Planned {
+    /// In use when the plan was made; of the host's memory 0, where the plan is of the session alone.
+    before: u64,
+    footprint: Footprint,
+}
+
+/// How far what is measured on a GPU may lie from the plan.
+const TOLERANCE: f64 = 0.1;
+
+impl Planned {
+    pub fn new(bench: &Bench, table: &ParamTable, programs: &[&Program]) -> anyhow::Result<Self> {
+        let (optimizer, programs) = (bench.optimizer(), programs.iter().copied());
+        let (before, footprint) = match &bench.machine {
+            Machine::Cpu => (0, cpu::footprint::footprint(table, &optimizer, false, programs)?),
+            Machine::Gpu(device) => (
+                device.used_bytes()?,
+                cuda::footprint::footprint(table, bench.element(), &optimizer, false, programs)?,
+            ),
+        };
+        let planned = Self { before, footprint };
+        bench.say(format_args!(
+            "plan      {:.2} GiB: {:.2?}",
+            planned.peak() as f64 / GIB,
+            planned.gib()
+        ));
+        Ok(planned)
+    }
+
+    pub fn peak(&self) -> u64 {
+        self.before + self.footprint.total()
+    }
+
+    /// By what it is for.
+    pub fn gib(&self) -> BTreeMap<&'static str, f64> {
+        let parts = self
+            .footprint
+            .parts()
+            .into_iter()
+            .chain([("in use before", self.before)]);
+        parts.map(|(what, bytes)| (what, bytes as f64 / GIB)).collect()
+    }
+
+    /// What was used over what was planned.
+    ///
+    /// # Errors
+    /// On a GPU, when they lie apart.
+    pub fn ratio(&self, bench: &Bench, used: u64) -> anyhow::Result<f64> {
+        let ratio = used as f64 / self.peak() as f64;
+        bench.say(format_args!(
+            "          {:.2} GiB were used, {:.2} planned: ratio {ratio:.3}",
+            used as f64 / GIB,
+            self.peak() as f64 / GIB
+        ));
+        let is_gpu = matches!(bench.machine, Machine::Gpu(_));
+        anyhow::ensure!(
+            !is_gpu || (ratio - 1.).abs() <= TOLERANCE,
+            "the memory that was used is {ratio:.3} times what was planned"
+        );
+        Ok(ratio)
     }
 }
 
@@ -103,6 +170,7 @@ pub(super) fn config(bench: &Bench) -> Value {
         "train_text_encoder": args.train_text_encoder,
         "use_8bit_adam": args.use_8bit_adam,
         "gradient_checkpointing": args.gradient_checkpointing,
+        "low_memory": args.low_memory,
         "steps": args.steps(),
         "eager": args.eager,
     })

@@ -5,9 +5,10 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
+use super::arithmetic::flop;
 use super::cli::Bench;
 use super::programs::Model;
-use super::report::{GIB, Times, config, held};
+use super::report::{GIB, Planned, Times, config, held};
 use crate::engine::layout::{channels_first, channels_last};
 use crate::engine::nets::unet::sinusoids;
 use crate::engine::session::Data;
@@ -26,6 +27,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     let prompts = model.prompts(2 * args.rows)?;
     let prediction = model.prediction(2 * args.rows)?;
     let decoding = model.decoding()?;
+    let planned = Planned::new(bench, &model.table, &[&prompts, &prediction, &decoding])?;
     let mut running = bench.session(model.table.clone())?;
     model.fill(running.session())?;
     let [prompts_id, prediction_id, decoding_id] =
@@ -74,8 +76,11 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     }
     let (times, decodings) = (Times::new(millis), Times::new(decodings));
     let (used, held) = (bench.machine.used_bytes()?, held(&running));
+    running.session().release(&[])?;
+    let used_after = bench.machine.used_bytes()?;
     bench.say(format_args!(
-        "{}: {} images of {} px, {} steps: {:.3} s, of that decoding {:.3} s; {:.2} GiB in use, held {held:.2?}",
+        "{}: {} images of {} px, {} steps: {:.3} s, of that decoding {:.3} s; {:.2} GiB in use, held {held:.2?}, \
+         {:.2} when what was drawn with is given back",
         bench.machine.name(),
         args.rows,
         model.side_px(),
@@ -83,15 +88,22 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
         times.at(0.5) / 1e3,
         decodings.at(0.5) / 1e3,
         used as f64 / GIB,
+        used_after as f64 / GIB,
     ));
+    let ratio = planned.ratio(bench, used)?;
     let line = json!({
         "s_in_all": times.at(0.5) / 1e3,
         "ms_per_step": (times.at(0.5) - decodings.at(0.5)) / args.steps() as f64,
         "min_ms": times.at(0.),
         "images_per_s": args.rows as f64 / times.at(0.5) * 1e3,
         "decoding_ms": decodings.at(0.5),
+        "flop_per_step": flop(&prediction),
+        "decoding_flop": flop(&decoding),
         "peak_gib": used as f64 / GIB,
+        "released_gib": used_after as f64 / GIB,
         "allocated_gib": held.values().sum::<f64>(),
+        "planned_peak_gib": planned.peak() as f64 / GIB,
+        "peak_over_plan": ratio,
         "device": bench.machine.name(),
         "config": config(bench),
     });

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::arithmetic::flop;
 use super::cli::{Bench, Running};
 use super::programs::Model;
-use super::report::{GIB, Machine, Times, by_kind, config, held};
+use super::report::{GIB, Machine, Planned, Times, by_kind, config, held};
 use crate::engine::builder::{Bias, Builder, Scope};
 use crate::engine::cuda::call::Element;
 use crate::engine::ir::{Group, Kind, ParamId, ParamTable, Program, ValueId};
@@ -21,11 +21,16 @@ const WARM_UP: u64 = 5;
 pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     let (args, begun) = (bench.args, Instant::now());
     let mut model = Model::new(args.arch);
-    let program = model.training(args.rows, args.train_text_encoder, args.gradient_checkpointing)?;
+    let program = model.training(
+        args.rows,
+        args.train_text_encoder,
+        args.gradient_checkpointing || args.low_memory,
+    )?;
     // A run holds the VAE, too, though no step reads it.
     let encoding = model.encoding()?;
     let rate = matrix_rate(bench)?;
     let idle = bench.machine.used_bytes()?;
+    let planned = Planned::new(bench, &model.table, &[&program, &encoding])?;
     let mut running = bench.session(model.table.clone())?;
     model.fill(running.session())?;
     let weights_s = begun.elapsed().as_secs_f64();
@@ -89,6 +94,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
         used as f64 / GIB,
         idle as f64 / GIB
     ));
+    let ratio = planned.ratio(bench, used)?;
     bench.say(format_args!(
         "start     first step done after {first_step_s:.1} s, weights there after {weights_s:.1} s"
     ));
@@ -116,6 +122,9 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
         "peak_gib": used as f64 / GIB,
         "allocated_gib": held.values().sum::<f64>(),
         "held_gib": held,
+        "planned_peak_gib": planned.peak() as f64 / GIB,
+        "planned_gib": planned.gib(),
+        "peak_over_plan": ratio,
         "warmup_s": warmup_s,
         "first_step_s": first_step_s,
         "flop": work,

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use app::event::{Event, EventKind, Phase};
@@ -11,7 +12,7 @@ use serde_json::json;
 
 use super::cli::Bench;
 use super::programs::Model;
-use super::report::{Times, config};
+use super::report::{GIB, Machine, Times, config};
 use crate::engine::cuda::call::Element;
 use crate::formats::{self, Width};
 
@@ -63,6 +64,14 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
         "start     first step done after {:.1} s, {:.1} s where class images are still to be drawn",
         second.first_step_s, first.first_step_s
     ));
+    let peaks = first.peaks_gib.iter().map(|(phase, gib)| format!("{phase:?} {gib:.2}"));
+    if !first.peaks_gib.is_empty() {
+        let peaks: Vec<String> = peaks.collect();
+        bench.say(format_args!(
+            "memory    GiB at most, as the driver counts: {}",
+            peaks.join(", ")
+        ));
+    }
     let line = json!({
         "s_in_all": all_s,
         "first_step_s": second.first_step_s,
@@ -72,6 +81,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
         "convert_s": convert_s,
         "ms_per_step": times.at(0.5),
         "times_ms": times.json(),
+        "peaks_gib": first.peaks_gib.iter().map(|(phase, gib)| json!([phase, gib])).collect::<Vec<_>>(),
         "device": bench.machine.name(),
         "config": config(bench),
     });
@@ -87,6 +97,8 @@ struct Trained {
     training_s: f64,
     after_s: f64,
     step_ms: Vec<f64>,
+    /// Of the GPU's memory in each phase, in order; what was in use before is not counted.
+    peaks_gib: Vec<(Phase, f64)>,
 }
 
 impl Trained {
@@ -94,7 +106,7 @@ impl Trained {
         let output = folder.join(name);
         let start_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
         let begin = Instant::now();
-        finish(&mut train(bench, folder, &output)?)?;
+        let used = watched(&bench.machine, || finish(&mut train(bench, folder, &output)?))?;
         let all_s = begin.elapsed().as_secs_f64();
         let log = output.join(".likeness").join("events.jsonl");
         let text = std::fs::read_to_string(&log).with_context(|| log.display().to_string())?;
@@ -111,6 +123,12 @@ impl Trained {
             (Some(from), Some(to)) => to - from,
             _ => 0.,
         };
+        let phases: Vec<(Phase, u64)> = (events.iter())
+            .filter_map(|event| match event.kind {
+                EventKind::Phase { phase } => Some((phase, event.at_ms)),
+                _ => None,
+            })
+            .collect();
         let step_ms = events.iter().filter_map(|event| match event.kind {
             EventKind::Step { ms, .. } => Some(f64::from(ms)),
             _ => None,
@@ -122,6 +140,7 @@ impl Trained {
             training_s: last_step_s - first_step_s,
             after_s: all_s - last_step_s,
             step_ms: step_ms.collect(),
+            peaks_gib: peaks_gib(&used, &phases),
         })
     }
 }
@@ -167,6 +186,7 @@ fn train(bench: &Bench, folder: &Path, output: &Path) -> anyhow::Result<Command>
         ("train_text_encoder", args.train_text_encoder),
         ("use_8bit_adam", args.use_8bit_adam),
         ("gradient_checkpointing", args.gradient_checkpointing),
+        ("low_memory", args.low_memory),
     ];
     for (name, on) in switches {
         if on {
@@ -174,6 +194,55 @@ fn train(bench: &Bench, folder: &Path, output: &Path) -> anyhow::Result<Command>
         }
     }
     Ok(command)
+}
+
+/// Between two looks at the GPU's memory.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Bytes of a GPU's memory in use while `work` goes on, by the time in milliseconds; nothing on the CPU. The first is from
+/// before.
+fn watched(machine: &Machine, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Vec<(u64, u64)>> {
+    let Machine::Gpu(_) = machine else {
+        work()?;
+        return Ok(Vec::new());
+    };
+    let look = || -> anyhow::Result<(u64, u64)> {
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
+        Ok((at_ms, machine.used_bytes()?))
+    };
+    let mut seen = vec![look()?];
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watching = scope.spawn(|| -> anyhow::Result<()> {
+            while !done.load(Ordering::Relaxed) {
+                seen.push(look()?);
+                std::thread::sleep(LOOK);
+            }
+            Ok(())
+        });
+        let worked = work();
+        done.store(true, Ordering::Relaxed);
+        let watched = watching
+            .join()
+            .map_err(|_| anyhow::anyhow!("watching the memory failed"))?;
+        worked.and(watched)
+    })?;
+    Ok(seen)
+}
+
+/// The most of each phase, less what was in use before.
+fn peaks_gib(used: &[(u64, u64)], phases: &[(Phase, u64)]) -> Vec<(Phase, f64)> {
+    let Some((_, before)) = used.first() else {
+        return Vec::new();
+    };
+    let ends = phases.iter().skip(1).map(|(_, at_ms)| *at_ms).chain([u64::MAX]);
+    (phases.iter().zip(ends))
+        .map(|(&(phase, from), to)| {
+            let within = used.iter().filter(|(at_ms, _)| (from..to).contains(at_ms));
+            let most = within.map(|(_, bytes)| bytes.saturating_sub(*before)).max();
+            (phase, most.unwrap_or(0) as f64 / GIB)
+        })
+        .collect()
 }
 
 /// Runs a command to its end; its words are shown only when it fails.
@@ -202,4 +271,19 @@ fn draw_photos(folder: &Path, side: u32) -> anyhow::Result<Vec<PathBuf>> {
             Ok(path)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peaks_are_of_their_own_phase() {
+        let gib = |gib: u64| gib << 30;
+        let used = [(5, gib(1)), (10, gib(4)), (19, gib(5)), (20, gib(2)), (90, gib(3))];
+        let phases = [(Phase::Loading, 10), (Phase::Training, 20), (Phase::Exporting, 95)];
+        let expected = [(Phase::Loading, 4.), (Phase::Training, 2.), (Phase::Exporting, 0.)];
+        assert_eq!(peaks_gib(&used, &phases), expected);
+        assert!(peaks_gib(&[], &phases).is_empty());
+    }
 }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use trainer::base_model::{self, LogWatch};
-use trainer::dreambooth::hash_file;
 use trainer::formats::{self, Container, Width};
 
 use super::{WrongUse, with_lora};
@@ -39,8 +38,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         false => Container::Ckpt,
     };
     let precision = if args.half { Width::Half } else { Width::Full };
-    formats::save_single_file(&args.checkpoint_path, &weights, precision, format)?;
-    let (bytes, sha256) = hash_file(&args.checkpoint_path)?;
+    let (bytes, sha256) = formats::save_single_file(&args.checkpoint_path, &weights, precision, format)?;
     tracing::info!(
         "wrote {} ({bytes} bytes, sha256 {sha256})",
         args.checkpoint_path.display()

@@ -19,7 +19,7 @@ pub struct DoctorArgs {
 
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     if args.libraries {
-        for wanted in LIBRARIES {
+        for wanted in libraries() {
             println!("{:<9} {}", wanted.title, library::find(wanted)?.file);
         }
         return Ok(ExitCode::SUCCESS);
@@ -31,7 +31,11 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     }
     println!("trainer   {}, {} build", env!("CARGO_PKG_VERSION"), device::build());
     println!("GPU       {}", gpu().unwrap_or_else(|error| error.to_string()));
-    for wanted in LIBRARIES {
+    match cuda::card() {
+        Ok(card) => println!("driver    {}", library::advice(card.driver)),
+        Err(_) => println!("driver    none: a GPU needs NVIDIA's driver, 525 or newer (580 or newer for CUDA 13)"),
+    }
+    for wanted in libraries() {
         let file = library::find(wanted).map(|found| found.file);
         println!("{:<9} {}", wanted.title, file.unwrap_or_else(|error| error.to_string()));
     }
@@ -46,7 +50,12 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const LIBRARIES: [&library::Wanted; 2] = [&library::BLAS, &library::DNN];
+/// Those that the driver that is here runs.
+fn libraries() -> [&'static library::Wanted; 2] {
+    let newest = i32::MAX;
+    let driver = cuda::card().map_or(newest, |card| card.driver);
+    [library::blas_for(driver), &library::DNN]
+}
 
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
@@ -60,8 +69,15 @@ fn gpu() -> Result<String, EngineError> {
     } else {
         "fp16 with a loss scale, since it has no bf16"
     };
+    let kernels = match card.compiled_by_driver {
+        true => format!(
+            "kernels for {}.{} that the driver compiles",
+            card.kernels.0, card.kernels.1
+        ),
+        false => format!("kernels for {}.{}", card.kernels.0, card.kernels.1),
+    };
     Ok(format!(
-        "{}, compute capability {major}.{minor}, {:.1} GiB, driver for CUDA {}.{}; computes in {dtype}",
+        "{}, compute capability {major}.{minor}, {:.1} GiB, driver for CUDA {}.{}; {kernels}; computes in {dtype}",
         card.name,
         gib(card.memory_bytes),
         card.driver / 1000,

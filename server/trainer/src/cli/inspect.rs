@@ -35,9 +35,10 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
 fn describe(args: &InspectArgs) -> Result<app::api::ModelInfo, ModelError> {
     let mut watch = LogWatch::default();
     if base_model::is_on_hub(&args.model) {
-        let description = hub::describe(&args.model, args.revision.as_deref(), &mut watch)?;
+        let revision = args.revision.as_deref();
+        let description = hub::describe(&args.model, revision, &mut watch)?;
         let configs = formats::load_configs(&description.folder)?;
-        return Ok(defaults::describe_remote(&args.model, &configs, &description));
+        return Ok(defaults::describe_remote(&args.model, revision, &configs, &description));
     }
     Ok(defaults::describe(&args.model, &formats::load(&args.model)?))
 }

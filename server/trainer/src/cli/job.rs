@@ -12,7 +12,7 @@ use trainer::device;
 use trainer::dreambooth::{self, Results, Run, Stop};
 use trainer::events::{EventLog, JsonLines};
 
-use super::{WrongUse, status};
+use super::{WrongUse, bytes_of_gib, status};
 
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
@@ -23,6 +23,9 @@ pub struct JobArgs {
     /// Folder with class images of earlier jobs; this one's are kept there too
     #[arg(long)]
     class_image_cache: Option<PathBuf>,
+    /// Train as if the device had only so many GiB of memory
+    #[arg(long)]
+    memory_limit: Option<f64>,
     /// cpu or cuda; by default what this build is for
     #[arg(long)]
     device: Option<String>,
@@ -49,6 +52,8 @@ pub fn run(args: &JobArgs) -> anyhow::Result<ExitCode> {
         device,
         results: Results::SingleFiles,
         class_image_cache: args.class_image_cache.clone(),
+        memory_limit: args.memory_limit.map(bytes_of_gib),
+        fits_itself: true,
     };
     // A fault of ours must end the job, not leave it without a last word.
     let train = || dreambooth::train(&run).map_err(|error| error.failure());

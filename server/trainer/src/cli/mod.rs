@@ -114,6 +114,11 @@ fn with_lora(mut weights: ModelWeights, lora: Option<&Path>) -> Result<ModelWeig
     Ok(weights)
 }
 
+/// Of a figure on the command line.
+fn bytes_of_gib(gib: f64) -> u64 {
+    (gib * f64::from(1u32 << 30)) as u64
+}
+
 /// The exit status of a run that ended well.
 fn status(ended: Ended) -> ExitCode {
     match ended {

@@ -3,7 +3,9 @@
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
-use app::event::{Event, EventKind, Phase};
+use app::event::{Event, EventKind, Overfit, Phase};
+use app::run::MemoryPlan;
+use app::words;
 use trainer::events::Listener;
 
 pub struct Progress {
@@ -59,12 +61,25 @@ impl Listener for Progress {
                 };
                 self.line(&format!("training on {device}{from}"));
             }
+            EventKind::Memory {
+                peak_bytes,
+                limit_bytes,
+                parts,
+            } => {
+                let (peak, limit) = (*peak_bytes, *limit_bytes);
+                let parts: Vec<String> = (parts.iter())
+                    .map(|part| format!("{} {}", part.name, words::memory(part.bytes)))
+                    .collect();
+                let plan = words::memory_plan(&MemoryPlan { peak, limit });
+                self.line(&format!("memory at most {plan}: {}", parts.join(", ")));
+            }
             EventKind::Plan {
                 steps,
                 trained_parameters,
                 photos,
                 class_images,
                 micro_batches_per_step,
+                held_out,
                 ..
             } => {
                 self.steps = *steps;
@@ -76,6 +91,9 @@ impl Listener for Progress {
                 self.line(&format!(
                     "{photos} photos, {class_images} class images, {steps} steps{batches}, {millions:.1} million parameters"
                 ));
+                if let Some(photo) = held_out {
+                    self.line(&format!("held out, so not trained on: {photo}"));
+                }
             }
             EventKind::Phase { phase } => {
                 let words = match phase {
@@ -94,7 +112,7 @@ impl Listener for Progress {
                 total_bytes,
                 ..
             } => {
-                let (done, total) = (app::words::bytes(*done_bytes), app::words::bytes(*total_bytes));
+                let (done, total) = (words::bytes(*done_bytes), words::bytes(*total_bytes));
                 let text = format!("downloading {model}: {done} of {total}");
                 self.pass(&text, done_bytes == total_bytes);
             }
@@ -121,12 +139,14 @@ impl Listener for Progress {
                 likeness,
                 drift,
                 diversity,
+                overfit,
                 ..
             } => {
                 let told =
                     |name: &str, value: &Option<f32>| value.map(|v| format!(", {name} {v:.2}")).unwrap_or_default();
                 let of_class = told("drift", drift) + &told("diversity", diversity);
-                self.line(&format!("likeness {likeness:.2}{of_class}"));
+                let by_heart = told("overfit", &overfit.map(Overfit::share));
+                self.line(&format!("likeness {likeness:.2}{of_class}{by_heart}"));
             }
             EventKind::Warning { message, .. } => self.line(&format!("warning: {message}")),
             EventKind::Done { step } => self.line(&format!("done after {step} steps")),

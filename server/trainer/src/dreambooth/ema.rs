@@ -5,16 +5,13 @@
 //! a -= (1 - d) * (a - p)
 //! ```
 
-use std::collections::BTreeMap;
-
 use crate::engine::nets::networks::Networks;
 use crate::engine::session::EngineError;
 
-/// The averaged weights by name, as they lie in the engine.
-#[derive(Clone, Debug, PartialEq)]
+/// How the session's averages follow the weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ema {
     decay: f64,
-    pub averaged: BTreeMap<String, Vec<f32>>,
 }
 
 /// What is kept of the average at update `update`, counted from 1.
@@ -29,47 +26,19 @@ impl Ema {
     /// Begins at the weights as they are.
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// When the device has no room for averages.
     pub fn new(decay: f64, networks: &mut Networks) -> Result<Self, EngineError> {
-        let mut averaged = BTreeMap::new();
-        for (id, param) in networks.trained() {
-            averaged.insert(param.name, networks.session().weight(id)?);
-        }
-        Ok(Self { decay, averaged })
+        networks.session().keep_averages()?;
+        Ok(Self { decay })
     }
 
     /// Takes in the weights after optimizer update `update`, counted from 1.
     ///
     /// # Errors
-    /// When they cannot be read.
-    pub fn follow(&mut self, networks: &mut Networks, update: u64) -> Result<(), EngineError> {
+    /// What the device answers.
+    pub fn follow(&self, networks: &mut Networks, update: u64) -> Result<(), EngineError> {
         let fresh = (1.0 - decay_at(update, self.decay)) as f32;
-        for (id, param) in networks.trained() {
-            let Some(averaged) = self.averaged.get_mut(&param.name) else {
-                continue;
-            };
-            let weights = networks.session().weight(id)?;
-            for (a, p) in averaged.iter_mut().zip(weights) {
-                *a -= fresh * (*a - p);
-            }
-        }
-        Ok(())
-    }
-
-    /// Exchanges weights and averages: to draw and save with the averages, and back again.
-    ///
-    /// # Errors
-    /// When weights cannot be read or written.
-    pub fn exchange(&mut self, networks: &mut Networks) -> Result<(), EngineError> {
-        for (id, param) in networks.trained() {
-            let Some(averaged) = self.averaged.get_mut(&param.name) else {
-                continue;
-            };
-            let weights = networks.session().weight(id)?;
-            networks.session().set_weight(id, averaged)?;
-            *averaged = weights;
-        }
-        Ok(())
+        networks.session().follow_weights(fresh)
     }
 }
 
@@ -108,34 +77,39 @@ mod tests {
     fn it_follows_the_weights() {
         let mut networks = tiny_networks();
         set(&mut networks, 0.0);
-        let name = networks.params().get(W).name.clone();
-        let mut ema = Ema::new(0.5, &mut networks).expect("begins");
-        let (mut want, mut got) = (0.0, Vec::new());
-        for (update, weight) in [1.0f32, 3.0, -1.0, 2.0].into_iter().enumerate() {
+        let ema = Ema::new(0.5, &mut networks).expect("begins");
+        let mut want = 0.0;
+        for (update, weight) in (1..).zip([1.0f32, 3.0, -1.0, 2.0]) {
             set(&mut networks, weight);
-            ema.follow(&mut networks, update as u64 + 1).expect("follows");
-            let d = decay_at(update as u64 + 1, 0.5);
+            ema.follow(&mut networks, update).expect("follows");
+            let d = decay_at(update, 0.5);
             want = d * want + (1.0 - d) * f64::from(weight);
-            got.push(ema.averaged[&name][0]);
-            assert!((f64::from(got[update]) - want).abs() < 1e-6, "{update}: {got:?} {want}");
-            assert_eq!(ema.averaged[&name][1], 2.0 * got[update]);
+            let got = networks.session().average(W).expect("an average");
+            assert!((f64::from(got[0]) - want).abs() < 1e-6, "{update}: {} {want}", got[0]);
+            assert_eq!(got[1], 2.0 * got[0]);
+            assert!(update > 1 || got[0] == 1.0);
         }
-        assert_eq!(got[0], 1.0);
     }
 
     #[test]
     fn an_exchange_and_its_return_change_no_bit() {
         let mut networks = tiny_networks();
+        assert!(networks.session().average(W).is_err(), "none is kept");
         set(&mut networks, 0.1);
-        let mut ema = Ema::new(0.9, &mut networks).expect("begins");
+        Ema::new(0.9, &mut networks).expect("begins");
         set(&mut networks, 0.3);
-        let before = ema.clone();
-        let mut first_two = |ema: &mut Ema| {
-            ema.exchange(&mut networks).expect("exchanges");
-            networks.session().weight(W).expect("weight")[..2].to_vec()
-        };
-        assert_eq!(first_two(&mut ema), [0.1, 0.2]);
-        assert_eq!(first_two(&mut ema), [0.3, 0.6]);
-        assert_eq!(ema, before);
+        let session = networks.session();
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            seen.push((
+                session.weight(W).expect("weight")[..2].to_vec(),
+                session.average(W).expect("average")[..2].to_vec(),
+            ));
+            session.exchange_averages().expect("exchanges");
+        }
+        let (fresh, averaged) = (vec![0.3f32, 0.6], vec![0.1f32, 0.2]);
+        assert_eq!(seen[0], (fresh.clone(), averaged.clone()));
+        assert_eq!(seen[1], (averaged, fresh));
+        assert_eq!(seen[2], seen[0]);
     }
 }

@@ -6,6 +6,7 @@ use app::api::hub_codes;
 use app::job::Failure;
 
 use super::gradients::GradientError;
+use super::memory::gib;
 use super::scaler::ScaleError;
 use crate::dataset::DatasetError;
 use crate::engine::autodiff::AutodiffError;
@@ -55,6 +56,16 @@ pub enum TrainError {
         .folder.display(), gigabytes(*.needed), gigabytes(*.free)
     )]
     NoSpace { folder: PathBuf, needed: u64, free: u64 },
+    #[error(
+        "this run needs {:.2} GiB of memory, and there are {:.2}: {}",
+        gib(*.needed), gib(*.there), in_words(.proposals, *.there)
+    )]
+    DoesNotFit {
+        needed: u64,
+        there: u64,
+        /// Flags, and what the run needs with them.
+        proposals: Vec<(String, u64)>,
+    },
     #[error("the saved training state {} cannot be used: {why}", .path.display())]
     State { path: PathBuf, why: String },
     #[error(transparent)]
@@ -120,6 +131,7 @@ impl TrainError {
             Self::Resolution { .. } => "bad_recipe",
             Self::State { .. } => "bad_state",
             Self::NoSpace { .. } => "no_space",
+            Self::DoesNotFit { .. } => "does_not_fit",
             Self::Store(error) | Self::Pipeline(PipelineError::Store(error)) if error.is_full() => "disk_full",
             Self::Events(_) | Self::Store(_) => "cannot_write",
             Self::Scheduler(_) | Self::Pipeline(_) | Self::Tensor(_) => "engine",
@@ -134,8 +146,11 @@ impl TrainError {
     fn hint(&self) -> Option<&'static str> {
         match self.code() {
             "diverged" => Some("Try a learning rate ten times lower."),
-            "out_of_memory" => {
-                Some("Ask for fewer images a step, a lower resolution, gradient_checkpointing or use_8bit_adam.")
+            "out_of_memory" => Some(
+                "Ask for fewer images a step, a lower resolution, gradient_checkpointing, use_8bit_adam or low_memory.",
+            ),
+            "does_not_fit" => {
+                Some("Give those flags, or a smaller model; under All settings they have the same names.")
             }
             "no_space" => {
                 Some("Free some space, keep fewer models (--keep_last), save them less often or with --save_fp16.")
@@ -154,6 +169,21 @@ impl TrainError {
             "black_class_images" => Some("The base model seems damaged; try another one."),
             _ => None,
         }
+    }
+}
+
+/// What fits; where nothing does, the least there is.
+fn in_words(proposals: &[(String, u64)], there: u64) -> String {
+    let told = |(flags, bytes): &(String, u64)| format!("{flags} ({:.2} GiB)", gib(*bytes));
+    let fitting: Vec<String> = proposals
+        .iter()
+        .filter(|(_, bytes)| *bytes <= there)
+        .map(told)
+        .collect();
+    match (fitting.is_empty(), proposals.iter().min_by_key(|(_, bytes)| *bytes)) {
+        (false, _) => format!("it fits with {}", fitting.join(", or ")),
+        (true, Some(least)) => format!("not even {} fits", told(least)),
+        (true, None) => "no setting needs less".into(),
     }
 }
 

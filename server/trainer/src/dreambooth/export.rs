@@ -1,11 +1,8 @@
 //! The result on disk: single files for WebUIs, or the folders that the tutorial's script leaves.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use app::event::{EventKind, ExportFile, ExportFormat};
-use sha2::{Digest, Sha256};
 
 use super::error::TrainError;
 use super::learner::Learner;
@@ -13,7 +10,7 @@ use super::run::{Results, Run};
 use super::space;
 use super::state::TrainingState;
 use crate::formats::{self, Container, Width};
-use crate::store::{self, StoreError};
+use crate::store::{self, StoreError, hash_file};
 
 /// Where and when the tutorial's script saves.
 pub struct TutorialFolders {
@@ -117,28 +114,27 @@ fn single_files(run: &Run, learner: &mut Learner, state: &TrainingState) -> Resu
     store::make_folder(&folder)?;
     let name = file_stem(&run.recipe.concepts[0].instance_prompt, state.step);
     let mut files = Vec::new();
-    let mut told = |name: String, format| -> Result<(), TrainError> {
-        let (bytes, sha256) = hash_file(&folder.join(&name))?;
+    let mut told = |name: String, format, (bytes, sha256)| {
         files.push(ExportFile {
             name,
             format,
             bytes,
             sha256,
         });
-        Ok(())
     };
     if let Some(lora) = learner.lora()? {
         let name = format!("{name}-lora.safetensors");
         formats::save_lora(&folder.join(&name), &lora, learner.base(), Width::Half)?;
-        told(name, ExportFormat::Lora)?;
+        let hashed = hash_file(&folder.join(&name))?;
+        told(name, ExportFormat::Lora, hashed);
     }
     for (format, ending, written_as) in [
         (ExportFormat::Safetensors, "safetensors", Container::Safetensors),
         (ExportFormat::Ckpt, "ckpt", Container::Ckpt),
     ] {
         let name = format!("{name}.{ending}");
-        formats::save_single_file(&folder.join(&name), &weights, Width::Half, written_as)?;
-        told(name, format)?;
+        let hashed = formats::save_single_file(&folder.join(&name), &weights, Width::Half, written_as)?;
+        told(name, format, hashed);
     }
     run.emit(EventKind::Exported {
         step: state.step,
@@ -163,7 +159,11 @@ pub fn save_folder(run: &Run, due: &FolderDue, learner: &mut Learner) -> Result<
         with_ddim(&mut weights.config_files.scheduler);
         formats::save_diffusers(&folder, &weights, folders.width)?;
     }
-    let args = format!("{:#}\n", folders.args);
+    let mut args = folders.args.clone();
+    for name in &learner.turned_on {
+        args[name] = true.into();
+    }
+    let args = format!("{args:#}\n");
     store::write_atomic(&folder.join("args.json"), args.as_bytes())?;
     if run.sample_steps().contains(&save.after) {
         for index in 0..run.recipe.samples.n_save_sample {
@@ -205,27 +205,6 @@ fn file_stem(instance_prompt: &str, step: u32) -> String {
     match words.is_empty() {
         true => format!("likeness-{step}"),
         false => format!("{}-{step}", words.join("-")),
-    }
-}
-
-/// Length and lower-case hex SHA-256.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn hash_file(path: &Path) -> Result<(u64, String), StoreError> {
-    let failed = |source: io::Error| StoreError {
-        path: path.into(),
-        source,
-    };
-    let mut file = File::open(path).map_err(failed)?;
-    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        let read = file.read(&mut buffer).map_err(failed)?;
-        if read == 0 {
-            return Ok((bytes, hex::encode(hash.finalize())));
-        }
-        hash.update(&buffer[..read]);
-        bytes += read as u64;
     }
 }
 

@@ -31,12 +31,11 @@ pub fn check(
         if !learns(&param) {
             continue;
         }
-        let gradient = networks.session().gradient(id)?;
-        let squares: f64 = gradient.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
-        if !squares.is_finite() {
+        let norm = networks.session().gradient_norm(id)?;
+        if !norm.is_finite() {
             return Err(GradientError::NotFinite(param.name));
         }
-        if squares == 0.0 && !may_be_zero(&param) {
+        if norm == 0.0 && !may_be_zero(&param) {
             return Err(GradientError::Zero(param.name));
         }
     }

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use app::recipe::Recipe;
 use candle_core::{Device, IndexOp, Tensor};
+use rayon::prelude::*;
 
-use super::batch::Draw;
+use super::batch::Batch;
 use super::error::TrainError;
 use super::learner::Learner;
 use super::order::Order;
@@ -20,13 +21,23 @@ use crate::pipeline::LATENT_PX;
 use crate::tokenizer::{TokenIds, Tokenizer};
 
 /// Images encoded in one go.
-const ENCODE_ROWS: usize = 4;
+pub(super) const ENCODE_ROWS: usize = 4;
+
+/// Photos read by all cores at a time; large ones take some 100 MB each.
+const READ_AT_ONCE: usize = 8;
 
 /// A photo with the prompt it is trained on.
 #[derive(Clone, Debug)]
-struct Source {
-    path: PathBuf,
-    prompt: String,
+pub struct Source {
+    pub path: PathBuf,
+    pub prompt: String,
+}
+
+/// A photo that is not trained on.
+pub struct HeldOut {
+    pub photo: Source,
+    /// Of the same subject and trained on, in random order.
+    pub others: Vec<Source>,
 }
 
 /// What there is to learn from, before it is encoded.
@@ -34,6 +45,7 @@ pub struct Pictures {
     instances: Vec<Source>,
     /// Empty without prior preservation.
     classes: Vec<Source>,
+    pub held_out: Option<HeldOut>,
 }
 
 impl Pictures {
@@ -46,19 +58,27 @@ impl Pictures {
         let mut pictures = Self {
             instances: Vec::new(),
             classes: Vec::new(),
+            held_out: None,
         };
+        // First and last instance of the subject with most photos.
+        let mut largest = 0..0;
         for concept in &recipe.concepts {
             let folder = base_folder.join(&concept.instance_data_dir);
             let listing = dataset::list(&folder)?;
             if listing.photos.is_empty() {
                 return Err(DatasetError::Empty { folder }.into());
             }
+            let first = pictures.instances.len();
             for path in listing.photos {
                 let prompt = match recipe.read_prompts_from_txts {
                     true => dataset::read_caption(&path, recipe.strict_tutorial)?,
                     false => concept.instance_prompt.clone(),
                 };
                 pictures.instances.push(Source { path, prompt });
+            }
+            let own = first..pictures.instances.len();
+            if own.len() > largest.len() {
+                largest = own;
             }
             if let (Some(prior), Some(folder), Some(prompt)) =
                 (&recipe.prior, &concept.class_data_dir, &concept.class_prompt)
@@ -75,11 +95,22 @@ impl Pictures {
                 }));
             }
         }
-        let order = Noise::new(recipe.seed).permutation(Purpose::Pairing, 0, pictures.instances.len());
+        let noise = Noise::new(recipe.seed);
+        if recipe.holds_out(pictures.instances.len()) {
+            let chosen = noise.permutation(Purpose::HoldOut, 0, largest.len());
+            let mut chosen = chosen.into_iter().map(|at| largest.start + at);
+            if let Some(out) = chosen.next() {
+                let others = chosen.map(|at| pictures.instances[at].clone()).collect();
+                let photo = pictures.instances.remove(out);
+                pictures.held_out = Some(HeldOut { photo, others });
+            }
+        }
+        let order = noise.permutation(Purpose::Pairing, 0, pictures.instances.len());
         pictures.instances = order.into_iter().map(|i| pictures.instances[i].clone()).collect();
         Ok(pictures)
     }
 
+    /// Those that are trained on.
     pub fn photos(&self) -> usize {
         self.instances.len()
     }
@@ -111,10 +142,7 @@ pub struct LatentCache {
     /// Channels, height and width of an entry.
     dims: [usize; 3],
     pad_tokens: bool,
-    draws_offsets: bool,
     scaling_factor: f64,
-    timesteps: u32,
-    noise: Noise,
 }
 
 /// What was told or noticed while encoding.
@@ -149,7 +177,6 @@ impl LatentCache {
         let dims = latent_dims(learner, resolution_px)?;
         let mut encoder = Encoder {
             learner,
-            resolution_px,
             entries: Vec::new(),
         };
         let mut live = recipe.not_cache_latents.then(|| Live {
@@ -168,20 +195,27 @@ impl LatentCache {
                 return Ok((first..live.sources.len()).cycle().take(length).collect());
             }
             let mut of_item = vec![0; if sources.is_empty() { 0 } else { length }];
-            for (index, source) in sources.iter().enumerate() {
+            let framed = |(index, source): (usize, &Source)| -> Result<(Vec<Tensor>, Vec<Vec<usize>>), TrainError> {
                 let photo = dataset::read_photo(&source.path, reading)?;
-                let prompt = tokens.of(&source.prompt, &encoder.learner.tokenizer, noticed)?;
                 // Equal frames share an entry: a square photo of the right size has but one.
                 let mut frames: BTreeMap<Frame, Vec<usize>> = BTreeMap::new();
                 for item in (index..length).step_by(sources.len()) {
                     let frame = framing.choose(photo.rgb.dimensions(), &noise, showing(item as u64, parity));
                     frames.entry(frame).or_default().push(item);
                 }
-                let all: Vec<Frame> = frames.keys().copied().collect();
-                let first = encoder.encode(&photo.rgb, &all, prompt)?;
-                for (offset, items) in frames.into_values().enumerate() {
-                    for item in items {
-                        of_item[item] = first + offset;
+                let (frames, items): (Vec<Frame>, Vec<Vec<usize>>) = frames.into_iter().unzip();
+                Ok((cut(&photo.rgb, resolution_px, &frames)?, items))
+            };
+            let numbered: Vec<(usize, &Source)> = sources.iter().enumerate().collect();
+            for some in numbered.chunks(READ_AT_ONCE) {
+                let read: Vec<_> = some.par_iter().copied().map(framed).collect::<Result<_, _>>()?;
+                for ((_, source), (images, items)) in some.iter().zip(read) {
+                    let prompt = tokens.of(&source.prompt, &encoder.learner.tokenizer, noticed)?;
+                    let first = encoder.encode(&images, prompt)?;
+                    for (offset, items) in items.into_iter().enumerate() {
+                        for item in items {
+                            of_item[item] = first + offset;
+                        }
                     }
                 }
             }
@@ -193,7 +227,6 @@ impl LatentCache {
         let cache = Self {
             dims,
             scaling_factor: encoder.learner.latents_scale,
-            timesteps: encoder.learner.base().scheduler_config.num_train_timesteps as u32,
             entries: encoder.entries,
             items,
             live,
@@ -206,8 +239,6 @@ impl LatentCache {
             },
             tokens: tokens.ids,
             pad_tokens: recipe.pad_tokens,
-            draws_offsets: recipe.offset_noise > 0.0,
-            noise,
         };
         Ok((cache, noticed))
     }
@@ -253,40 +284,24 @@ impl LatentCache {
         Ok((chosen.len(), rows))
     }
 
-    /// What chance gives micro-batch `number`, counted from 0: a function of seed and number alone.
+    /// Micro-batch `number`, counted from 0: a function of seed and number alone.
     ///
     /// # Errors
     /// When a photo is encoded anew and cannot be read any more.
-    pub fn draw(&self, number: u64, learner: &mut Learner) -> Result<Draw, TrainError> {
+    pub fn batch(&self, number: u64, learner: &mut Learner) -> Result<Batch, TrainError> {
         let (instance_rows, rows) = self.rows(number, learner)?;
-        let count = rows.len() * self.dims.iter().product::<usize>();
-        let moments = rows.iter().flat_map(|entry| entry.mean.iter().zip(&entry.std));
-        let eps = self.noise.normals(Purpose::Latents, number, count);
-        let scale = self.scaling_factor as f32;
-        let latents = moments
-            .zip(eps)
-            .map(|((mean, std), eps)| (mean + std * eps) * scale)
-            .collect();
-
         let tokens: Vec<&TokenIds> = rows.iter().map(|e| &self.tokens[e.tokens]).collect();
         let longest = tokens
             .iter()
             .map(|t| if self.pad_tokens { t.ids.len() } else { t.length })
             .max();
         let longest = longest.unwrap_or(0);
-        let offsets = match self.draws_offsets {
-            true => rows.len() * self.dims[0],
-            false => 0,
-        };
-        Ok(Draw {
-            dims: self.dims,
-            instance_rows,
-            latents,
-            noise: self.noise.normals(Purpose::Noise, number, count),
-            offsets: self.noise.normals(Purpose::OffsetNoise, number, offsets),
-            timesteps: self.noise.timesteps(number, rows.len(), self.timesteps),
-            ids: tokens.iter().flat_map(|t| t.ids[..longest].iter().copied()).collect(),
-        })
+        let maps = [
+            rows.iter().flat_map(|entry| &entry.mean).copied().collect(),
+            rows.iter().flat_map(|entry| &entry.std).copied().collect(),
+        ];
+        let ids = tokens.iter().flat_map(|t| t.ids[..longest].iter().copied()).collect();
+        Ok(Batch::new(self.dims, instance_rows, maps, ids))
     }
 }
 
@@ -316,32 +331,33 @@ impl Live {
         let (path, tokens) = &self.sources[source];
         let photo = dataset::read_photo(path, self.reading)?;
         let frame = self.framing.choose(photo.rgb.dimensions(), &self.noise, showing);
+        let images = cut(&photo.rgb, self.framing.resolution_px, &[frame])?;
         let mut encoder = Encoder {
             learner,
-            resolution_px: self.framing.resolution_px,
             entries: Vec::new(),
         };
-        let first = encoder.encode(&photo.rgb, &[frame], *tokens)?;
+        let first = encoder.encode(&images, *tokens)?;
         Ok(encoder.entries.swap_remove(first))
     }
 }
 
+/// Frames of a picture, as the VAE reads them.
+fn cut(rgb: &image::RgbImage, resolution_px: u32, frames: &[Frame]) -> candle_core::Result<Vec<Tensor>> {
+    let of = |frame: &Frame| dataset::to_tensor(&dataset::cut(rgb, resolution_px, *frame));
+    frames.iter().map(of).collect()
+}
+
 struct Encoder<'a> {
     learner: &'a mut Learner,
-    resolution_px: u32,
     entries: Vec<Entry>,
 }
 
 impl Encoder<'_> {
-    /// Appends an entry a frame; the index of the first.
-    fn encode(&mut self, rgb: &image::RgbImage, frames: &[Frame], tokens: usize) -> Result<usize, TrainError> {
+    /// Appends an entry an image; the index of the first.
+    fn encode(&mut self, images: &[Tensor], tokens: usize) -> Result<usize, TrainError> {
         let first = self.entries.len();
-        for some in frames.chunks(ENCODE_ROWS) {
-            let images: Result<Vec<Tensor>, _> = some
-                .iter()
-                .map(|frame| dataset::to_tensor(&dataset::cut(rgb, self.resolution_px, *frame)))
-                .collect();
-            let moments = self.learner.networks.encode(&Tensor::stack(&images?, 0)?)?;
+        for some in images.chunks(ENCODE_ROWS) {
+            let moments = self.learner.networks.encode(&Tensor::stack(some, 0)?)?;
             let std = moments.std()?;
             for row in 0..some.len() {
                 let own = |t: &Tensor| values(&t.i(row)?);

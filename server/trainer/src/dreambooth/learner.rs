@@ -12,7 +12,7 @@ use crate::engine::ir::Group;
 use crate::engine::nets::error::NetworkError;
 use crate::engine::nets::networks::Networks;
 use crate::engine::nets::programs::{Part, Plan};
-use crate::engine::session::{Moments, OptimizerSettings};
+use crate::engine::session::{LowMemory, Moments, OptimizerSettings};
 use crate::formats::{Lora, ModelWeights};
 use crate::models::params::is_not_a_weight;
 use crate::pipeline::Pipeline;
@@ -25,6 +25,7 @@ const UNUSED: OptimizerSettings = OptimizerSettings {
     beta2: 0.999,
     weight_decay: 0.0,
     epsilon: 1e-8,
+    low_memory: None,
 };
 
 /// All networks of a run, in one session.
@@ -35,6 +36,8 @@ pub struct Learner {
     base: ModelWeights,
     /// What latents of the VAE that encodes are multiplied by.
     pub latents_scale: f64,
+    /// Settings that were turned on so that the run fits, by their flags' names.
+    pub turned_on: Vec<&'static str>,
 }
 
 /// A VAE that takes the place of the base model's own in what is drawn and exported.
@@ -71,9 +74,9 @@ impl Learning {
                 alpha: recipe.lora_alpha.unwrap_or(f64::from(rank)),
             }),
             seed: recipe.seed,
-            recompute: recipe.gradient_checkpointing,
+            recompute: recipe.gradient_checkpointing || recipe.low_memory,
             optimizer: OptimizerSettings {
-                moments: match recipe.use_8bit_adam {
+                moments: match recipe.use_8bit_adam || recipe.low_memory {
                     true => Moments::EightBit,
                     false => Moments::F32,
                 },
@@ -81,11 +84,39 @@ impl Learning {
                 beta2: adam.adam_beta2,
                 weight_decay: adam.adam_weight_decay,
                 epsilon: adam.adam_epsilon,
+                low_memory: recipe.low_memory.then_some(LowMemory { seed: recipe.seed }),
             },
             precision,
             keeps_an_eye,
         }
     }
+
+    /// `networks`, as they learn.
+    pub fn plan(&self, networks: Plan) -> Plan {
+        let mut trains = vec![Group::UNet];
+        trains.extend(self.text_encoder.then_some(Group::TextEncoder));
+        Plan {
+            trains: trains.into_iter().collect(),
+            eye: self.keeps_an_eye,
+            recompute: self.recompute,
+            adapter: self.adapter,
+            ..networks
+        }
+    }
+}
+
+/// The networks of a run, `other_vae` in place of the base model's or beside it.
+pub fn networks_of(base: &ModelWeights, other_vae: Option<&OtherVae>) -> Plan {
+    let mut plan = plan(base);
+    match other_vae {
+        Some(OtherVae { weights, encodes: true }) => plan.vae = Some(weights.vae_config.clone()),
+        Some(OtherVae {
+            weights,
+            encodes: false,
+        }) => plan.other_vae = Some(weights.vae_config.clone()),
+        None => {}
+    }
+    plan
 }
 
 impl Learner {
@@ -99,23 +130,7 @@ impl Learner {
         learning: &Learning,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let mut trains = vec![Group::UNet];
-        trains.extend(learning.text_encoder.then_some(Group::TextEncoder));
-        let mut plan = Plan {
-            trains: trains.into_iter().collect(),
-            eye: learning.keeps_an_eye,
-            recompute: learning.recompute,
-            adapter: learning.adapter,
-            ..plan(&base)
-        };
-        match &other_vae {
-            Some(OtherVae { weights, encodes: true }) => plan.vae = Some(weights.vae_config.clone()),
-            Some(OtherVae {
-                weights,
-                encodes: false,
-            }) => plan.other_vae = Some(weights.vae_config.clone()),
-            None => {}
-        }
+        let plan = learning.plan(networks_of(&base, other_vae.as_ref()));
         let latents_scale = plan.vae(Part::Vae)?.scaling_factor;
         let mut networks = networks(plan, learning.optimizer, learning.precision, device)?;
         networks.load(Part::UNet, &base.unet)?;
@@ -149,6 +164,7 @@ impl Learner {
             tokenizer: base.tokenizer(Path::new("tokenizer"))?,
             base,
             latents_scale,
+            turned_on: Vec::new(),
         })
     }
 
@@ -171,6 +187,7 @@ impl Learner {
             networks,
             tokenizer: base.tokenizer(Path::new("tokenizer"))?,
             latents_scale: base.vae_config.scaling_factor,
+            turned_on: Vec::new(),
             base,
         })
     }

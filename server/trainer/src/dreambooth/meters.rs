@@ -1,6 +1,7 @@
-//! How like the subject its samples are, how far the class has drifted towards it, and how diverse the class is still.
+//! How like the subject its samples are, how far the class has drifted towards it, how diverse the class is still, and
+//! (`overfit`) whether photos are learned by heart.
 //!
-//! Both look through the untrained model's own eye: the features that its U-Net has at the deepest level for a picture
+//! The first three look through the untrained model's own eye: the features that its U-Net has at the deepest level for a picture
 //! with a fixed noise at a fixed timestep (diffusion features: Tang et al. 2023, "Emergent Correspondence from Image
 //! Diffusion"), averaged over the picture. What all pictures share is taken out by subtracting the mean over pictures
 //! of the class; what is left is compared by its cosine. No other network is needed, and the meters read alike for
@@ -14,8 +15,9 @@ use candle_core::Tensor;
 
 use super::Run;
 use super::error::TrainError;
-use super::latents::LatentCache;
+use super::latents::{LatentCache, Pictures};
 use super::learner::Learner;
+use super::overfit::Heart;
 use crate::dataset::{self, Reading};
 use crate::noise::TorchGenerator;
 use crate::pipeline::{Picture, SampleRequest};
@@ -67,6 +69,8 @@ pub(super) struct Meters {
     centre: Feature,
     /// Of the untrained model's pictures of the class.
     spread: f32,
+    /// Where a photo is held out.
+    heart: Option<Heart>,
 }
 
 impl Meters {
@@ -74,6 +78,7 @@ impl Meters {
     pub fn new(
         run: &Run,
         learner: &mut Learner,
+        pictures: &Pictures,
         cache: &LatentCache,
         side_px: u32,
     ) -> Result<ControlFlow<(), Self>, TrainError> {
@@ -92,6 +97,10 @@ impl Meters {
             centre: Vec::new(),
             spread: 0.0,
             eye,
+            heart: match &pictures.held_out {
+                Some(held_out) => Some(Heart::new(&run.recipe, learner, held_out, side_px)?),
+                None => None,
+            },
         };
         match meters.draw_class(run, learner)? {
             ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
@@ -117,11 +126,16 @@ impl Meters {
         let ControlFlow::Continue(class) = self.draw_class(run, learner)? else {
             return Ok(ControlFlow::Break(()));
         };
+        let overfit = match &self.heart {
+            Some(heart) => Some(heart.read(learner)?),
+            None => None,
+        };
         run.emit(EventKind::Meters {
             step,
             likeness: self.likeness(&samples),
             drift: class.as_ref().map(|class| self.drift(class)),
             diversity: class.map(|class| share(spread(&class), self.spread)),
+            overfit,
         })?;
         Ok(ControlFlow::Continue(()))
     }

@@ -12,8 +12,10 @@ mod export;
 pub mod gradients;
 mod latents;
 pub mod learner;
+pub mod memory;
 mod meters;
 mod order;
+mod overfit;
 mod run;
 mod samples;
 mod saves;
@@ -34,7 +36,10 @@ use app::recipe::{Precision, Recipe};
 use candle_core::Tensor;
 
 use crate::engine::ir::Group;
+use crate::engine::nets::diffusion::{Chance, Diffusion};
 use crate::engine::nets::networks::{Networks, Prompts, Step};
+use crate::engine::nets::programs::Task;
+use crate::engine::philox::Clock;
 use crate::engine::session::{Update, Updated};
 use crate::formats;
 use crate::lr::LrSchedule;
@@ -42,7 +47,7 @@ use crate::pipeline::LATENT_PX;
 use crate::schedulers::NoiseSchedule;
 
 pub use error::TrainError;
-pub use export::{TutorialFolders, hash_file};
+pub use export::TutorialFolders;
 pub use run::{Ended, Results, Run};
 pub use stop::{STOPPED_STATUS, Stop};
 
@@ -50,6 +55,7 @@ use batch::{Batch, Losses, Objective};
 use ema::Ema;
 use latents::{LatentCache, Pictures};
 use learner::{Learner, Learning};
+use memory::Demand;
 use meters::Meters;
 use saves::Saves;
 use scaler::{LossScaler, ScaleError};
@@ -64,7 +70,7 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
     let recipe = &run.recipe;
     let resume = run.start()?;
     let resumed_at = resume.as_ref().map(|resume| resume.step);
-    run.check_photos()?;
+    let photos = run.check_photos()?;
 
     let (mut base, other_vae) = match base::load(run)? {
         ControlFlow::Continue(models) => models,
@@ -74,17 +80,28 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
         base.tokenizer_files = formats::load_tokenizer(Path::new(folder))?;
     }
     let side_px = side_px(recipe, base.unet_config.sample_size)?;
-    // Whoever watches the page sees meters; the command line keeps the script's memory and time.
-    let metered = matches!(run.results, Results::SingleFiles) && !run.sample_steps().is_empty();
+    // Whoever watches the page sees meters; the command line keeps the script's memory and time, unless it is asked to.
+    let watched = matches!(run.results, Results::SingleFiles) || recipe.holds_out(photos.count);
+    let metered = watched && !run.sample_steps().is_empty();
     space::check(run, Parameters::of(&base, recipe))?;
     let drawing_vae = other_vae.as_ref().map_or(&base, |other| &other.weights);
     let model = class_images::model_identity(&base, drawing_vae)?;
-    let mut learner = Learner::new(
-        base,
-        other_vae,
-        &Learning::of(recipe, run.precision(), metered),
-        &run.device,
-    )?;
+    let demand = Demand::of(
+        recipe,
+        Learning::of(recipe, run.precision(), metered),
+        learner::networks_of(&base, other_vae.as_ref()),
+        side_px,
+        photos,
+        !run.sample_steps().is_empty(),
+    );
+    let fitted = run.fit(demand, resume.as_ref())?;
+    let mut learner = Learner::new(base, other_vae, &fitted.demand.learning, &run.device)?;
+    learner.turned_on = fitted.switches.iter().filter_map(|switch| switch.name()).collect();
+
+    // Before any program is made: class images and latents are computed as they were, too.
+    if let Some(algorithms) = resume.as_ref().and_then(|resume| resume.algorithms.as_ref()) {
+        learner.networks.session().prefer(algorithms);
+    }
 
     run.tell_cut_sample_prompts(&learner.tokenizer)?;
     if recipe.prior.is_some() {
@@ -92,20 +109,24 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
         if class_images::fill(run, &mut learner, &model, side_px)?.is_break() {
             return run.stopped_before_training(resumed_at);
         }
+        // Here and below: what comes next has the memory to itself.
+        learner.networks.release(|_| false)?;
     }
 
     run.phase(Phase::CachingLatents)?;
     let pictures = Pictures::find(recipe, &run.data_folder)?;
     let (cache, noticed) = LatentCache::encode(&pictures, recipe, &mut learner, side_px)?;
     run.tell_noticed(&noticed)?;
+    learner.networks.release(|_| false)?;
 
     let meters = match metered {
         false => None,
-        true => match Meters::new(run, &mut learner, &cache, side_px)? {
+        true => match Meters::new(run, &mut learner, &pictures, &cache, side_px)? {
             ControlFlow::Break(()) => return run.stopped_before_training(resumed_at),
             ControlFlow::Continue(meters) => Some(meters),
         },
     };
+    learner.networks.release(|_| false)?;
 
     let mut state = TrainingState {
         step: 0,
@@ -116,6 +137,7 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
             false => None,
         },
         mean_loss: MeanLoss::default(),
+        turned_on: learner.turned_on.iter().map(|name| (*name).to_owned()).collect(),
     };
     if let Some(resume) = &resume {
         state.restore(&mut learner.networks, &resume.path)?;
@@ -138,7 +160,9 @@ pub fn train(run: &Run) -> Result<Ended, TrainError> {
 fn saves_of(recipe: &Recipe, learner: &Learner) -> Saves {
     let trained: usize = learner.networks.trained().iter().map(|(_, param)| param.len()).sum();
     // Weights in f32, two moments, averages in f32.
-    let moments = if recipe.use_8bit_adam { 2 } else { 8 };
+    let took = |name| learner.turned_on.contains(&name);
+    let eight_bit = recipe.use_8bit_adam || recipe.low_memory || took("use_8bit_adam") || took("low_memory");
+    let moments = if eight_bit { 2 } else { 8 };
     let averages = if recipe.use_ema { 4 } else { 0 };
     let bytes = trained as u64 * (4 + moments + averages);
     let kept = recipe.checkpoints_total_limit.is_some();
@@ -160,7 +184,8 @@ struct Training<'a> {
     run: &'a Run,
     learner: &'a mut Learner,
     cache: &'a LatentCache,
-    objective: Objective,
+    diffusion: Diffusion,
+    prior_loss_weight: f32,
     rates: LrSchedule,
     saves: Saves,
     contexts: Contexts,
@@ -192,16 +217,19 @@ impl<'a> Training<'a> {
         let objective = Objective {
             schedule: NoiseSchedule::new(config)?.rounded_to(rounding),
             prediction: config.prediction_type,
-            prior_loss_weight: recipe.prior.as_ref().map_or(0.0, |prior| prior.prior_loss_weight),
             snr_gamma: recipe.snr_gamma,
             offset_noise: recipe.offset_noise,
         };
+        let diffusion = objective.diffusion(learner.latents_scale)?;
+        learner.networks.learn_by(diffusion.clone());
+        let prior_loss_weight = recipe.prior.as_ref().map_or(0.0, |prior| prior.prior_loss_weight);
         let saves = saves_of(recipe, learner);
         Ok(Self {
             run,
             learner,
             cache,
-            objective,
+            diffusion,
+            prior_loss_weight: prior_loss_weight as f32,
             rates: LrSchedule::of(recipe),
             saves,
             contexts: Contexts::default(),
@@ -277,23 +305,24 @@ impl<'a> Training<'a> {
         let first = u64::from(step - 1) * per_step;
         let (mut all, mut updated) = (Vec::new(), None);
         for number in first..first + per_step {
-            let batch = self.objective.batch(self.cache.draw(number, self.learner)?)?;
+            let batch = self.cache.batch(number, self.learner)?;
             let context = match learns_text {
                 true => None,
                 false => Some(self.contexts.of(&mut self.learner.networks, &batch)?),
             };
-            let weights: Vec<f32> = batch.weights().iter().map(|weight| share * weight).collect();
-            let timesteps: Vec<f32> = batch.timesteps.iter().map(|t| *t as f32).collect();
+            let shares = batch.weighted_shares(self.prior_loss_weight);
+            let shares: Vec<f32> = shares.iter().map(|of_row| share * of_row).collect();
+            let seed = recipe.seed;
             let micro_batch = Step {
                 dims: batch.dims,
-                noisy: &batch.noisy,
-                timesteps: &timesteps,
+                mean: &batch.mean,
+                deviation: &batch.deviation,
+                chance: Chance::Drawn(Clock { seed, number }),
                 prompts: match &context {
                     None => Prompts::Ids(&batch.ids),
                     Some(states) => Prompts::States(states),
                 },
-                target: &batch.target,
-                weights: &weights,
+                shares: &shares,
                 loss_scale: state.scaler.scale(),
                 accumulate: self.pending,
             };
@@ -304,7 +333,8 @@ impl<'a> Training<'a> {
                 .train(&micro_batch, update.as_ref().filter(|_| is_last))?;
             self.pending = told.updated.is_none();
             updated = told.updated;
-            let losses = batch.losses(&told.losses);
+            let weights = self.diffusion.weights_at(&told.timesteps);
+            let losses = batch.losses(&told.losses, &weights, self.prior_loss_weight);
             if !losses.total.is_finite() && !state.scaler.is_on() {
                 let source = ScaleError::NotANumber;
                 return Err(TrainError::Diverged { step, source });
@@ -351,7 +381,7 @@ impl<'a> Training<'a> {
             self.check_gradients(step, state.updates)?;
         }
         state.updates += 1;
-        if let Some(ema) = &mut state.ema {
+        if let Some(ema) = &state.ema {
             ema.follow(&mut self.learner.networks, state.updates)?;
         }
         Ok(Some(updated.grad_norm))
@@ -436,10 +466,13 @@ fn sample(
     if samples::round(run, learner, step, side_px, keep)?.is_break() {
         return Ok(ControlFlow::Break(()));
     }
-    match meters {
-        Some(meters) => meters.read(run, learner, step),
-        None => Ok(ControlFlow::Continue(())),
+    if let Some(meters) = meters
+        && meters.read(run, learner, step)?.is_break()
+    {
+        return Ok(ControlFlow::Break(()));
     }
+    learner.networks.release(|task| matches!(task, Task::Train { .. }))?;
+    Ok(ControlFlow::Continue(()))
 }
 
 /// Parameters that rightly get no gradient: a key projection's bias shifts all scores of a query alike, and where

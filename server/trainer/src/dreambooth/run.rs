@@ -16,8 +16,13 @@ use super::state::{self, TrainingState};
 use super::stop::Stop;
 use crate::dataset::{self, DatasetError, Reading, Stray};
 use crate::device::{self, Device};
+use crate::engine::session::Algorithms;
 use crate::events::EventLog;
 use crate::tokenizer::Tokenizer;
+
+/// How low_memory learns otherwise than a usual run.
+pub(super) const LOW_MEMORY: &str = "low_memory: weights are kept in bf16 alone and rounded by chance, the optimizer's memory in 8 bits, and each tensor's \
+     gradient is clipped by its own norm, not by that of all together; losses follow those of a usual run, the numbers are not the same";
 
 /// One recipe, where it works, and how it reports.
 pub struct Run {
@@ -32,6 +37,10 @@ pub struct Run {
     pub results: Results,
     /// Where class images of earlier jobs are, and this one's are kept.
     pub class_image_cache: Option<PathBuf>,
+    /// As if the device had only so many bytes.
+    pub memory_limit: Option<u64>,
+    /// Settings that need less memory are turned on where it would not fit without.
+    pub fits_itself: bool,
 }
 
 /// In what form a run leaves its model.
@@ -49,12 +58,23 @@ pub enum Ended {
     Stopped { step: u32 },
 }
 
+/// The photos of a run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Photos {
+    pub count: usize,
+    /// Some are cut out or mirrored in several ways.
+    pub vary: bool,
+}
+
 /// A saved state to go on from.
 pub(super) struct Resume {
     pub path: PathBuf,
     pub step: u32,
+    pub algorithms: Option<Algorithms>,
     /// It is this run's own, cut off earlier; otherwise the recipe asked for it.
     pub own: bool,
+    /// What the run that saved it turned on so that it fits.
+    pub turned_on: Vec<String>,
 }
 
 impl Run {
@@ -69,7 +89,9 @@ impl Run {
             (Some(header), _) => Some(Resume {
                 path,
                 step: header.step,
+                algorithms: header.algorithms.clone(),
                 own: true,
+                turned_on: header.turned_on.clone(),
             }),
             (None, Some(reference)) => self.checkpoint(reference)?,
             (None, None) => None,
@@ -120,7 +142,9 @@ impl Run {
         Ok(Some(Resume {
             path,
             step: header.step,
+            algorithms: header.algorithms,
             own: false,
+            turned_on: header.turned_on,
         }))
     }
 
@@ -130,9 +154,13 @@ impl Run {
         for sentence in recipe.unused() {
             self.warn("no_effect", sentence)?;
         }
+        if recipe.low_memory {
+            self.warn("low_memory", LOW_MEMORY.into())?;
+        }
         let message = match (self.precision(), recipe.mixed_precision) {
             (precision, wanted) if precision == wanted => return Ok(()),
             (Precision::No, _) => "the CPU trains in full precision whatever mixed_precision says",
+            (Precision::Bf16, _) if recipe.low_memory => return Ok(()),
             (Precision::Bf16, _) => "the GPU computes in bf16 over exact f32 weights; strict_tutorial computes in f32",
             (Precision::Fp16, Precision::Bf16) => "this GPU has no bf16; it computes in fp16 over exact f32 weights",
             (Precision::Fp16, _) => "the GPU computes in fp16 over exact f32 weights; strict_tutorial computes in f32",
@@ -147,9 +175,14 @@ impl Run {
         self.device.precision(recipe.mixed_precision, recipe.strict_tutorial)
     }
 
-    /// Reads every photo once before anything slow starts, so that a damaged one is named at once.
-    pub(super) fn check_photos(&self) -> Result<(), TrainError> {
+    /// Reads every photo once before anything slow starts, so that a damaged one is named at once. Tells how many there
+    /// are, and whether any can be cut in several ways.
+    pub(super) fn check_photos(&self) -> Result<Photos, TrainError> {
         let reading = Reading::of(&self.recipe);
+        let mut photos = Photos {
+            count: 0,
+            vary: self.recipe.hflip,
+        };
         for concept in &self.recipe.concepts {
             let folder = self.data_folder.join(&concept.instance_data_dir);
             let listing = dataset::list(&folder)?;
@@ -159,6 +192,9 @@ impl Run {
             }
             for path in &listing.photos {
                 let photo = dataset::read_photo(path, reading)?;
+                let (width, height) = photo.rgb.dimensions();
+                photos.count += 1;
+                photos.vary |= width != height && !self.recipe.center_crop;
                 if photo.had_alpha {
                     self.tell_alpha(path, reading.background)?;
                 }
@@ -170,7 +206,7 @@ impl Run {
                 return Err(DatasetError::Empty { folder }.into());
             }
         }
-        Ok(())
+        Ok(photos)
     }
 
     fn tell_alpha(&self, path: &Path, background: AlphaBackground) -> Result<(), TrainError> {
@@ -231,7 +267,17 @@ impl Run {
             class_images: pictures.class_images() as u32,
             micro_batches_per_step: self.recipe.micro_batches_per_step(),
             sample_steps: self.sample_steps(),
+            held_out: pictures
+                .held_out
+                .as_ref()
+                .map(|held_out| self.named(&held_out.photo.path)),
         })
+    }
+
+    /// A file as events name it: from the data folder on.
+    fn named(&self, path: &Path) -> String {
+        let below = path.strip_prefix(&self.data_folder).unwrap_or(path);
+        below.to_string_lossy().into_owned()
     }
 
     /// After which steps samples are drawn, ascending.

@@ -18,7 +18,7 @@ use super::error::TrainError;
 use super::learner::Learner;
 use super::scaler::LossScaler;
 use crate::engine::nets::networks::Networks;
-use crate::engine::session::EngineError;
+use crate::engine::session::{Algorithms, EngineError};
 use crate::store::{self, StoreError};
 
 /// Everything that changes in training, but for the weights and the optimizer's memory, which the session holds.
@@ -30,6 +30,8 @@ pub struct TrainingState {
     pub scaler: LossScaler,
     pub ema: Option<Ema>,
     pub mean_loss: MeanLoss,
+    /// Settings that the recipe did not ask for and the run took so that it fits, by their flags' names.
+    pub turned_on: Vec<String>,
 }
 
 /// Mean of all losses since the run began, a row counting as one: what the tutorial's script logs.
@@ -57,8 +59,12 @@ pub struct StateHeader {
     pub updates: u64,
     /// Of the recipe that the state belongs to.
     pub recipe_sha256: String,
+    /// As the state has it.
+    pub turned_on: Vec<String>,
     scaler: Option<LossScaler>,
     mean_loss: Option<MeanLoss>,
+    /// Those that the run used so far.
+    pub algorithms: Option<Algorithms>,
 }
 
 /// The newest state of a job folder.
@@ -86,10 +92,12 @@ impl TrainingState {
         for (name, bytes) in &moments {
             entries.add(format!("m.{name}"), "U8", &[bytes.len()], bytes.len());
         }
-        for (name, values) in self.ema.iter().flat_map(|ema| &ema.averaged) {
-            entries.add(format!("a.{name}"), "F32", &[values.len()], 4 * values.len());
+        let averaged = if self.ema.is_some() { &trained[..] } else { &[] };
+        for (_, param) in averaged {
+            entries.add(format!("a.{}", param.name), "F32", &[param.len()], 4 * param.len());
         }
-        let header = self.header(entries, recipe_sha256);
+        let algorithms = networks.session().algorithms();
+        let header = self.header(entries, recipe_sha256, algorithms.as_ref());
         store::write_atomic_with(&state_path(folder), |out| {
             out.write_all(&(header.len() as u64).to_le_bytes())?;
             out.write_all(header.as_bytes())?;
@@ -99,8 +107,8 @@ impl TrainingState {
             for bytes in moments.values() {
                 out.write_all(bytes)?;
             }
-            for values in self.ema.iter().flat_map(|ema| ema.averaged.values()) {
-                write_values(out, values)?;
+            for (id, _) in averaged {
+                write_values(out, &networks.session().average(*id).map_err(io::Error::other)?)?;
             }
             Ok(())
         })?;
@@ -123,13 +131,13 @@ impl TrainingState {
     }
 
     fn exchange_averages(&mut self, networks: &mut Networks) -> Result<(), TrainError> {
-        match &mut self.ema {
-            Some(ema) => Ok(ema.exchange(networks)?),
+        match &self.ema {
+            Some(_) => Ok(networks.session().exchange_averages()?),
             None => Ok(()),
         }
     }
 
-    fn header(&self, entries: Entries, recipe_sha256: &str) -> String {
+    fn header(&self, entries: Entries, recipe_sha256: &str, algorithms: Option<&Algorithms>) -> String {
         let Entries { mut json, .. } = entries;
         let about = serde_json::json!({
             "format": FORMAT,
@@ -138,6 +146,8 @@ impl TrainingState {
             "recipe_sha256": recipe_sha256,
             "scaler": serde_json::json!(self.scaler).to_string(),
             "mean_loss": serde_json::json!(self.mean_loss).to_string(),
+            "turned_on": serde_json::json!(self.turned_on).to_string(),
+            "algorithms": serde_json::json!(algorithms).to_string(),
         });
         json.insert("__metadata__".into(), about);
         let mut json = serde_json::Value::Object(json).to_string();
@@ -183,7 +193,6 @@ impl TrainingState {
         if weights.len() != trained.len() {
             return Err(bad("it trains other parts of the model".into()));
         }
-        let mut averaged = BTreeMap::new();
         for (id, param) in trained {
             let name = &param.name;
             let info = weights
@@ -194,8 +203,14 @@ impl TrainingState {
             }
             let values = f32s(&read(name, info)?);
             networks.session().set_weight(id, &values)?;
-            // A run that began without an average begins one here.
-            averaged.insert(param.name, values);
+            if self.ema.is_some() {
+                // A run that began without an average begins one here.
+                let average = match averages.get(name.as_str()) {
+                    Some(info) => f32s(&read(name, info)?),
+                    None => values,
+                };
+                networks.session().set_average(id, &average)?;
+            }
         }
         let mut moments = BTreeMap::new();
         for (name, info) in of_kind("m.") {
@@ -203,12 +218,6 @@ impl TrainingState {
         }
         let other = |error: EngineError| bad(format!("the optimizer cannot go on from it: {error}"));
         networks.session().restore_moments(&moments).map_err(other)?;
-        if let Some(ema) = &mut self.ema {
-            for (name, info) in averages {
-                averaged.insert(name.to_owned(), f32s(&read(name, info)?));
-            }
-            ema.averaged = averaged;
-        }
         self.step = header.step;
         self.updates = header.updates;
         if let Some(scaler) = header.scaler.filter(|saved| saved.is_on() == self.scaler.is_on()) {
@@ -365,9 +374,15 @@ fn read_header(file: &mut impl Read) -> Result<(StateHeader, Metadata), String> 
         step: u32::try_from(number("step")?).map_err(|_large| "bad `step`".to_owned())?,
         updates: number("updates")?,
         recipe_sha256: field("recipe_sha256")?.clone(),
+        turned_on: (field("turned_on").ok())
+            .and_then(|json| serde_json::from_str(json).ok())
+            .unwrap_or_default(),
         // States of before these were kept do not say them.
         scaler: field("scaler").ok().and_then(|json| serde_json::from_str(json).ok()),
         mean_loss: field("mean_loss").ok().and_then(|json| serde_json::from_str(json).ok()),
+        algorithms: field("algorithms")
+            .ok()
+            .and_then(|json| serde_json::from_str(json).ok()),
     };
     Ok((header, metadata))
 }

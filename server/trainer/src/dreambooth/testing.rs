@@ -26,6 +26,7 @@ pub fn tiny_networks() -> Networks {
         beta2: 0.999,
         weight_decay: 1e-2,
         epsilon: 1e-8,
+        low_memory: None,
     };
     let session = Device::Cpu
         .session(plan.params().expect("params"), settings, Precision::No)

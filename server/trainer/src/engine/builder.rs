@@ -1,6 +1,8 @@
 //! Writes networks down as instructions. Methods are named for the layer and return the layer's result; shapes are
 //! checked once, when the program is finished, so that a network reads as its formula.
 
+pub mod diffusion;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::Range;

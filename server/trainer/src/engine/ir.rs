@@ -331,6 +331,38 @@ pub enum Op {
         add: bool,
     },
 
+    /// What chance gives a step, by `philox`: `clock` Ids `[4]` is whose [`Clock`](super::philox::Clock). `latents` and `noise` F32
+    /// `[rows, ..]` and `offsets` F32 `[rows, channels]` are standard normal, `timesteps` F32 `[rows]` whole numbers below `steps`.
+    Draw {
+        clock: ValueId,
+        steps: usize,
+        latents: ValueId,
+        noise: ValueId,
+        offsets: Option<ValueId>,
+        timesteps: ValueId,
+    },
+    /// The forward process (Ho et al. 2020) of rows at their own timesteps t: with `strengths` F32 `[2]`,
+    /// `clean = (mean + deviation * latents) * strengths[0]`, `n = noise + strengths[1] * offsets[row, channel]`,
+    /// `noisy = signal(t) * clean + sigma(t) * n`, `target = n`, or with `velocity` `signal(t) * n - sigma(t) * clean`;
+    /// `weights[row] = shares[row] * weight(t)`, and `time[row] = times[t]`. `schedule` F32 `[steps, 3]`: signal, sigma and weight.
+    /// All F32 but `noisy` and `time`, which are of one kind.
+    Diffuse {
+        mean: ValueId,
+        deviation: ValueId,
+        latents: ValueId,
+        noise: ValueId,
+        offsets: Option<ValueId>,
+        timesteps: ValueId,
+        schedule: ValueId,
+        times: ValueId,
+        shares: ValueId,
+        strengths: ValueId,
+        velocity: bool,
+        noisy: ValueId,
+        target: ValueId,
+        time: ValueId,
+        weights: ValueId,
+    },
     /// `losses[row]` = mean of `(predicted - target)^2` over the row; `dpredicted = scale * weights[row] * d losses[row]`.
     /// `predicted` and `dpredicted` are of one kind, `target` F32 of the same dimensions, `weights` F32 `[rows]`, `scale` F32 `[1]` (the loss scale), `losses` F32 `[rows]`. All in f32.
     Mse {

@@ -66,6 +66,8 @@ fn params(op: &Op) -> (Vec<ParamId>, Vec<ParamId>) {
         | Op::UpsampleGrad { .. }
         | Op::Concat { .. }
         | Op::ConcatGrad { .. }
+        | Op::Draw { .. }
+        | Op::Diffuse { .. }
         | Op::Mse { .. } => (Vec::new(), Vec::new()),
     }
 }
@@ -140,6 +142,41 @@ impl Op {
             Self::ActivateGrad { dy, x, plus, dx, .. } => ([dy, x].into_iter().chain(plus).collect(), vec![dx]),
             Self::ConcatGrad { dy, da, db } => (vec![dy], da.iter_mut().chain(db).collect()),
             Self::EmbeddingGrad { dy, ids, .. } => (vec![dy, ids], Vec::new()),
+            Self::Draw {
+                clock,
+                steps: _,
+                latents,
+                noise,
+                offsets,
+                timesteps,
+            } => (
+                vec![clock],
+                [latents, noise].into_iter().chain(offsets).chain([timesteps]).collect(),
+            ),
+            Self::Diffuse {
+                mean,
+                deviation,
+                latents,
+                noise,
+                offsets,
+                timesteps,
+                schedule,
+                times,
+                shares,
+                strengths,
+                velocity: _,
+                noisy,
+                target,
+                time,
+                weights,
+            } => (
+                [mean, deviation, latents, noise]
+                    .into_iter()
+                    .chain(offsets)
+                    .chain([timesteps, schedule, times, shares, strengths])
+                    .collect(),
+                vec![noisy, target, time, weights],
+            ),
             Self::Mse {
                 predicted,
                 target,
@@ -178,6 +215,8 @@ impl Op {
             Self::ConcatGrad { .. } => "ConcatGrad",
             Self::Embedding { .. } => "Embedding",
             Self::EmbeddingGrad { .. } => "EmbeddingGrad",
+            Self::Draw { .. } => "Draw",
+            Self::Diffuse { .. } => "Diffuse",
             Self::Mse { .. } => "Mse",
         }
     }

@@ -4,9 +4,9 @@
 //! greedy-by-size strategy of Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020,
 //! section 4.3).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::ir::{Kind, Op, Program, ValueId};
+use super::ir::{Kind, Op, ParamId, Program, ValueId};
 use super::operands::operands;
 
 /// What every offset is a multiple of: a GPU's vector loads and cuBLAS want 16, memory transactions 128, cuDNN 256.
@@ -34,6 +34,8 @@ pub struct Place {
 pub struct Places {
     /// By value; a view has the place of what it is a view of.
     places: Vec<Place>,
+    /// Of gradients of weights that were planned for, too.
+    gradients: BTreeMap<ParamId, Place>,
     pub kept_bytes: usize,
     pub arena_bytes: usize,
 }
@@ -42,6 +44,24 @@ impl Places {
     pub fn of(&self, id: ValueId) -> Place {
         self.places[id.0 as usize]
     }
+
+    pub fn of_gradient(&self, id: ParamId) -> Option<Place> {
+        self.gradients.get(&id).copied()
+    }
+}
+
+/// A gradient of a weight that has a place among the values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gradient {
+    pub id: ParamId,
+    pub bytes: usize,
+    pub life: Life,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tenant {
+    Value(usize),
+    Gradient(ParamId),
 }
 
 /// First and last instruction that touches a value, both included.
@@ -79,12 +99,17 @@ fn lingering_lives(program: &Program, lingers: impl Fn(&Op) -> usize) -> Vec<Opt
 
 /// `size_of`: bytes of one element.
 pub fn plan(program: &Program, size_of: impl Fn(Kind) -> usize) -> Places {
-    plan_lingering(program, size_of, |_| 0)
+    plan_lingering(program, size_of, |_| 0, &[])
 }
 
 /// [`plan`], where what an instruction touches is left alone for some instructions more: for a device that runs it
-/// beside those.
-pub fn plan_lingering(program: &Program, size_of: impl Fn(Kind) -> usize, lingers: impl Fn(&Op) -> usize) -> Places {
+/// beside those. `gradients` get places, too.
+pub fn plan_lingering(
+    program: &Program,
+    size_of: impl Fn(Kind) -> usize,
+    lingers: impl Fn(&Op) -> usize,
+    gradients: &[Gradient],
+) -> Places {
     let nowhere = Place {
         area: Area::Arena,
         offset: 0,
@@ -107,17 +132,23 @@ pub fn plan_lingering(program: &Program, size_of: impl Fn(Kind) -> usize, linger
     }
 
     let lives = lingering_lives(program, lingers);
-    let mut shared: Vec<(usize, Life)> = (lives.iter().enumerate())
+    let mut shared: Vec<(Tenant, usize, Life)> = (lives.iter().enumerate())
         .filter(|(index, _)| !kept.contains(index))
-        .filter_map(|(index, life)| Some((index, (*life)?)))
+        .filter_map(|(index, life)| Some((Tenant::Value(index), bytes(index), (*life)?)))
+        .chain(
+            gradients
+                .iter()
+                .map(|gradient| (Tenant::Gradient(gradient.id), gradient.bytes, gradient.life)),
+        )
         .collect();
     // Ties in program order, so that the plan is the same on every start.
-    shared.sort_by_key(|&(index, _)| (std::cmp::Reverse(bytes(index)), index));
+    shared.sort_by_key(|&(tenant, bytes, _)| (std::cmp::Reverse(bytes), tenant));
+    let mut of_gradients = BTreeMap::new();
     let mut arena_bytes = 0;
     // By offset, so that one walk finds the lowest gap.
     let mut placed: Vec<(usize, usize, Life)> = Vec::with_capacity(shared.len());
-    for (index, life) in shared {
-        let wanted = padded(bytes(index));
+    for (tenant, bytes, life) in shared {
+        let wanted = padded(bytes);
         let mut offset = 0;
         for (start, end, _) in placed.iter().filter(|(_, _, other)| life.meets(other)) {
             if offset + wanted <= *start {
@@ -125,11 +156,17 @@ pub fn plan_lingering(program: &Program, size_of: impl Fn(Kind) -> usize, linger
             }
             offset = offset.max(*end);
         }
-        places[index] = Place {
+        let place = Place {
             area: Area::Arena,
             offset,
-            bytes: bytes(index),
+            bytes,
         };
+        match tenant {
+            Tenant::Value(index) => places[index] = place,
+            Tenant::Gradient(id) => {
+                of_gradients.insert(id, place);
+            }
+        }
         arena_bytes = arena_bytes.max(offset + wanted);
         let at = placed.partition_point(|(start, _, _)| *start <= offset);
         placed.insert(at, (offset, offset + wanted, life));
@@ -142,6 +179,7 @@ pub fn plan_lingering(program: &Program, size_of: impl Fn(Kind) -> usize, linger
     }
     Places {
         places,
+        gradients: of_gradients,
         kept_bytes,
         arena_bytes,
     }
@@ -253,6 +291,36 @@ mod tests {
             .collect();
         let places = plan(&program, size_of);
         assert_eq!((places.kept_bytes, places.arena_bytes), (2048, 2048));
+    }
+
+    #[test]
+    fn a_gradient_has_a_place_while_it_lives() {
+        let mut program = Program {
+            values: (0..5).map(|_| value(512, None)).collect(),
+            ..Program::default()
+        };
+        program.inputs.insert("x".into(), ValueId(0));
+        program.outputs.insert("y".into(), ValueId(4));
+        program.code = (0..4)
+            .map(|i| Op::Add {
+                a: ValueId(i),
+                b: ValueId(i),
+                y: ValueId(i + 1),
+            })
+            .collect();
+        let gradient = |id, first, last| Gradient {
+            id: ParamId(id),
+            bytes: 1024,
+            life: Life { first, last },
+        };
+        let places = plan_lingering(&program, size_of, |_| 0, &[gradient(0, 0, 1), gradient(1, 2, 3)]);
+        // A value, or two, and one gradient at a time.
+        assert_eq!(places.arena_bytes, 3072);
+        let [first, second] = [0, 1].map(|id| places.of_gradient(ParamId(id)).unwrap());
+        assert_eq!((first.bytes, second.bytes), (1024, 1024));
+        assert_ne!(first.offset, places.of(ValueId(1)).offset);
+        assert_ne!(first.offset, places.of(ValueId(2)).offset);
+        assert_eq!(places.of_gradient(ParamId(2)), None);
     }
 
     #[test]

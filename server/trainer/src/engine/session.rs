@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
 use super::ir::{Group, ParamId, ParamTable, Program};
 
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,14 @@ pub enum EngineError {
     /// Whatever the device's libraries answer, with what was asked of them.
     #[error("{what}: {why}")]
     Device { what: String, why: String },
+}
+
+/// An output was asked for whose memory was released.
+pub(super) fn given_back(output: &str) -> EngineError {
+    EngineError::Device {
+        what: format!("the output `{output}` cannot be read"),
+        why: "the program's memory was given back".to_owned(),
+    }
 }
 
 pub type Result<T> = std::result::Result<T, EngineError>;
@@ -51,13 +62,25 @@ pub struct OptimizerSettings {
     pub beta2: f64,
     pub weight_decay: f64,
     pub epsilon: f64,
+    pub low_memory: Option<LowMemory>,
+}
+
+/// Training in little memory: trained weights are bf16 and nothing else, rounded stochastically after each update; a
+/// weight is updated within the backward, as soon as its gradient is finished and nobody reads the weight any more, and
+/// its gradient is then gone. So nothing knows the norm of all gradients in time, and each weight's gradient is clipped
+/// by its own; nor can gradients of several programs be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LowMemory {
+    /// Of the rounding.
+    pub seed: u64,
 }
 
 /// One optimizer update.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update {
     pub learning_rates: BTreeMap<Group, f64>,
-    /// Gradients are scaled so that their L2 norm over all trained weights together is at most this; 0 clips nothing.
+    /// Gradients are scaled so that their L2 norm over all trained weights together (in [`LowMemory`] of each weight by
+    /// itself) is at most this; 0 clips nothing.
     pub max_grad_norm: f64,
     /// What the loss was multiplied by; gradients are divided by it first.
     pub loss_scale: f64,
@@ -67,10 +90,27 @@ pub struct Update {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Updated {
-    /// Before clipping, without the loss scale.
+    /// Of all gradients together, before clipping, without the loss scale.
     pub grad_norm: f64,
-    /// A gradient was not finite: weights and moments are as they were.
+    /// A gradient was not finite: weights and moments are as they were, in [`LowMemory`] those of that gradient's weight.
     pub skipped: bool,
+}
+
+/// Choices among algorithms that compute the same, to rounding.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Algorithms {
+    /// Device and versions of libraries that they hold for.
+    pub of: String,
+    /// Positions in the libraries' lists of proposals, by shape.
+    pub chosen: BTreeMap<String, usize>,
+}
+
+/// No average was kept.
+pub(super) fn no_averages() -> EngineError {
+    EngineError::Device {
+        what: "averages of the weights".to_owned(),
+        why: "none are kept".to_owned(),
+    }
 }
 
 /// Weights of a run on a device, the programs over them, and the optimizer that changes them.
@@ -84,6 +124,11 @@ pub trait Session: Send {
     fn compile(&mut self, program: Program) -> Result<ProgramId>;
     /// Bytes that running `program` needs besides the weights.
     fn program_bytes(&self, program: ProgramId) -> u64;
+    /// Bytes that programs hold now besides the weights.
+    fn held_by_programs(&self) -> u64;
+    /// Gives back the memory of all programs but `going_on`, and of what programs share the part that those do not need.
+    /// A program that is used again gets memory again, and has to be given all its inputs again.
+    fn release(&mut self, going_on: &[ProgramId]) -> Result<()>;
 
     fn write(&mut self, program: ProgramId, input: &str, data: Data) -> Result<()>;
     fn run(&mut self, program: ProgramId) -> Result<()>;
@@ -96,10 +141,37 @@ pub trait Session: Send {
     /// In f32, in the engine's layout. Of trained weights the exact master.
     fn weight(&mut self, id: ParamId) -> Result<Vec<f32>>;
     fn set_weight(&mut self, id: ParamId, values: &[f32]) -> Result<()>;
-    /// As the last run left it, still times the loss scale.
+    /// As the last run left it, still times the loss scale. In [`LowMemory`] it is gone.
     fn gradient(&mut self, id: ParamId) -> Result<Vec<f32>>;
+    /// Its L2 norm, as the last update saw it, still times the loss scale.
+    fn gradient_norm(&mut self, id: ParamId) -> Result<f64> {
+        Ok(norm(&self.gradient(id)?))
+    }
+
+    /// Makes room for running averages of the trained weights, which begin at the weights as they are. Once; not in
+    /// [`LowMemory`], whose weights could not take an average's place.
+    fn keep_averages(&mut self) -> Result<()>;
+    /// `average -= fresh * (average - weight)` for all of them; 1 copies.
+    fn follow_weights(&mut self, fresh: f32) -> Result<()>;
+    /// Weights and averages change places.
+    fn exchange_averages(&mut self) -> Result<()>;
+    /// Of a trained weight, in the engine's layout.
+    fn average(&mut self, id: ParamId) -> Result<Vec<f32>>;
+    fn set_average(&mut self, id: ParamId, values: &[f32]) -> Result<()>;
+
+    /// Which of its libraries' algorithms the device has used so far; `None` where it has no choice.
+    fn algorithms(&self) -> Option<Algorithms> {
+        None
+    }
+    /// From now on these are used, where they hold for this device: another algorithm rounds otherwise.
+    fn prefer(&mut self, _algorithms: &Algorithms) {}
 
     /// The optimizer's memory, by name, in an order that does not change; what [`Self::restore_moments`] takes.
     fn moments(&mut self) -> Result<BTreeMap<String, Vec<u8>>>;
     fn restore_moments(&mut self, moments: &BTreeMap<String, Vec<u8>>) -> Result<()>;
+}
+
+/// L2, in f64.
+pub fn norm(values: &[f32]) -> f64 {
+    values.par_iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
 }

@@ -2,6 +2,7 @@
 
 use super::ir::{Kind, Op, Param, ParamId, ParamTable, Program, Shift, ValueId, Window};
 use super::operands::operands;
+use super::philox::Clock;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("instruction {index} ({op}): {what}")]
@@ -372,6 +373,52 @@ impl Check<'_> {
                 positions,
                 ..
             } => self.embedding(ids, table, positions, y),
+            Op::Draw {
+                clock,
+                steps,
+                latents,
+                noise,
+                offsets,
+                timesteps,
+            } => {
+                self.value("clock", clock, &[Clock::WORDS], &[Kind::Ids])?;
+                if steps == 0 || steps > 1 << 24 {
+                    return Err(format!("{steps} timesteps cannot be told apart in f32"));
+                }
+                self.chance([latents, noise], offsets, timesteps)
+            }
+            Op::Diffuse {
+                mean,
+                deviation,
+                latents,
+                noise,
+                offsets,
+                timesteps,
+                schedule,
+                times,
+                shares,
+                strengths,
+                velocity: _,
+                noisy,
+                target,
+                time,
+                weights,
+            } => {
+                self.chance([latents, noise], offsets, timesteps)?;
+                let (dims, rows) = (self.dims(noise), self.dims(noise)[0]);
+                for (name, id) in [("mean", mean), ("deviation", deviation), ("target", target)] {
+                    self.value(name, id, dims, F32)?;
+                }
+                self.rank("schedule", schedule, 2)?;
+                let (steps, width) = (self.dims(schedule)[0], self.program.value(times).channels());
+                self.value("schedule", schedule, &[steps, 3], F32)?;
+                self.value("times", times, &[steps, width], F32)?;
+                self.value("shares", shares, &[rows], F32)?;
+                self.value("strengths", strengths, &[2], F32)?;
+                self.value("weights", weights, &[rows], F32)?;
+                self.value("noisy", noisy, dims, REAL)?;
+                self.value("time", time, &[rows, width], &[self.program.value(noisy).kind])
+            }
             Op::Mse {
                 predicted,
                 target,
@@ -389,6 +436,17 @@ impl Check<'_> {
                 self.value("scale", scale, &[1], F32)
             }
         }
+    }
+
+    fn chance(&self, normals: [ValueId; 2], offsets: Option<ValueId>, timesteps: ValueId) -> Verdict {
+        let (dims, channels) = (self.dims(normals[1]), self.program.value(normals[1]).channels());
+        if dims.len() < 2 || dims[0] >= 1 << 24 {
+            return Err(format!("noise {dims:?} has to have few rows of some channels"));
+        }
+        self.value("latents", normals[0], dims, F32)?;
+        self.value("noise", normals[1], dims, F32)?;
+        offsets.map_or(Ok(()), |id| self.value("offsets", id, &[dims[0], channels], F32))?;
+        self.value("timesteps", timesteps, &[dims[0]], F32)
     }
 
     fn upsample(&self, x: ValueId, y: ValueId) -> Verdict {

@@ -4,21 +4,27 @@ use std::fs::{File, Permissions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use super::error::ModelError;
 
 /// What a file is written to: buffered, seekable.
 pub(super) type Out = BufWriter<File>;
 
-/// Lets `write` fill a scratch file beside `path`, flushes it to disk, lets `check` look at it, then names it `path`.
+/// Between two times that what was written so far is sent to disk.
+const FLUSH_EVERY: Duration = Duration::from_millis(100);
+
+/// Lets `write` fill a scratch file beside `path`, flushes it to disk, lets `check` look at it, then names it `path`. Answers what
+/// `check` found.
 ///
 /// # Errors
 /// Those of `write` and `check`, and of the file system; `path` is then as it was.
-pub(super) fn write(
+pub(super) fn write<T: Send>(
     path: &Path,
     write: impl FnOnce(&mut Out) -> Result<(), ModelError>,
-    check: impl FnOnce(&Path) -> Result<(), ModelError>,
-) -> Result<(), ModelError> {
+    check: impl FnOnce(&Path) -> Result<T, ModelError> + Send,
+) -> Result<T, ModelError> {
     let failed = |source| ModelError::Write {
         path: path.into(),
         source,
@@ -38,11 +44,31 @@ pub(super) fn write(
         .tempfile_in(folder)
         .map_err(failed)?;
     let mut out = BufWriter::with_capacity(1 << 20, scratch.as_file().try_clone().map_err(failed)?);
-    write(&mut out)?;
+    flushing(scratch.as_file(), || write(&mut out))?;
     out.flush().map_err(failed)?;
-    scratch.as_file().sync_all().map_err(failed)?;
-    check(scratch.path())?;
+    let (synced, checked) = rayon::join(|| scratch.as_file().sync_all(), || check(scratch.path()));
+    synced.map_err(failed)?;
+    let checked = checked?;
     scratch.persist(path).map_err(|e| failed(e.error))?;
     // The name itself is on disk once its folder is.
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed)?;
+    Ok(checked)
+}
+
+/// While `work` writes, what it wrote goes to disk, so that in the end there is little to wait for.
+fn flushing<T>(file: &File, work: impl FnOnce() -> T) -> T {
+    let (done, more) = channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while more.recv_timeout(FLUSH_EVERY) == Err(RecvTimeoutError::Timeout) {
+                // Whether it succeeds is seen at the end.
+                let _ = file.sync_data();
+            }
+        });
+        let worked = work();
+        drop(done);
+        worked
+    })
 }

@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::atomic::Out;
 use super::error::ModelError;
 use super::single_file::{Outgoing, bytes_of};
+
+/// What is made ready at a time, at least.
+const LOT_BYTES: usize = 128 << 20;
 
 /// The header is the library's, but for the metadata, which it would write in no certain order.
 pub(super) fn write(
@@ -53,8 +57,31 @@ pub(super) fn write(
     header.resize(header.len().next_multiple_of(8), b' ');
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
     out.write_all(&header).map_err(failed)?;
-    for (_, tensor) in sorted {
-        out.write_all(&bytes_of(path, tensor)?).map_err(failed)?;
+    // While one lot is written the next is made, by all other cores.
+    let mut ready: Vec<Vec<u8>> = Vec::new();
+    for lot in lots(&sorted).map(Some).chain([None]) {
+        let make = || -> Result<Vec<Vec<u8>>, ModelError> {
+            let tensors = lot.unwrap_or_default().par_iter();
+            tensors.map(|(_, tensor)| bytes_of(path, tensor)).collect()
+        };
+        let write = || ready.iter().try_for_each(|bytes| out.write_all(bytes));
+        let (written, made) = rayon::join(write, make);
+        written.map_err(failed)?;
+        ready = made?;
     }
     Ok(())
+}
+
+/// Tensors that come to [`LOT_BYTES`] together, and the one that goes beyond it.
+fn lots<'a>(mut tensors: &'a [(Dtype, &'a Outgoing)]) -> impl Iterator<Item = &'a [(Dtype, &'a Outgoing)]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let full = tensors.iter().position(|(_, tensor)| {
+            bytes += tensor.shape.iter().product::<usize>() * tensor.dtype.size_in_bytes();
+            bytes >= LOT_BYTES
+        });
+        let (lot, rest) = tensors.split_at(full.map_or(tensors.len(), |last| last + 1));
+        tensors = rest;
+        (!lot.is_empty()).then_some(lot)
+    })
 }

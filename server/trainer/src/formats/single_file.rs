@@ -12,6 +12,7 @@ use super::tensor_file::TensorFile;
 use super::weights::{ModelWeights, read_tensors};
 use super::{atomic, open_clip, safetensors_out, starter, torch_out};
 use crate::models::config::PredictionType;
+use crate::store::{self, StoreError};
 use crate::tokenizer::TokenizerFiles;
 
 /// Type of the numbers in a file.
@@ -181,7 +182,7 @@ fn config_files(file: &TensorFile, names: &BTreeMap<String, String>) -> Result<C
 }
 
 /// Writes a model as a single file: the same bytes for the same model, under a scratch name until it is whole, and
-/// read back before it gets its own.
+/// read back before it gets its own. Answers its length and lower-case hex SHA-256.
 ///
 /// # Errors
 /// When it can't be written, or doesn't read back.
@@ -190,7 +191,7 @@ pub fn save_single_file(
     weights: &ModelWeights,
     width: Width,
     container: Container,
-) -> Result<(), ModelError> {
+) -> Result<(u64, String), ModelError> {
     weights.check(path)?;
     let outgoing = outgoing(weights, width).map_err(|source| ModelError::Tensor {
         path: path.into(),
@@ -213,7 +214,13 @@ pub fn save_single_file(
             Container::Safetensors => safetensors_out::write(path, out, &outgoing, &metadata),
             Container::Ckpt => torch_out::write(path, out, &outgoing, &metadata),
         },
-        |scratch| read_back(path, scratch, &outgoing),
+        |scratch| {
+            read_back(path, scratch, &outgoing)?;
+            store::hash_file(scratch).map_err(|StoreError { source, .. }| ModelError::Write {
+                path: path.into(),
+                source,
+            })
+        },
     )
 }
 
@@ -323,4 +330,63 @@ fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
     bytes
         .chunks_exact(size)
         .all(|number| u16::from_le_bytes([number[size - 2], number[size - 1]]) & exponent != exponent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn tensors(shapes: &[(&str, &[usize])]) -> Vec<Outgoing> {
+        let outgoing = shapes.iter().map(|(name, shape)| Outgoing {
+            name: (*name).into(),
+            dtype: DType::F16,
+            shape: shape.to_vec(),
+            tensor: Tensor::ones(*shape, DType::F32, &Device::Cpu).expect("a tensor"),
+        });
+        outgoing.collect()
+    }
+
+    #[test]
+    fn a_file_that_is_not_what_was_to_be_written_is_not_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let meant = tensors(&[("a", &[2, 3]), ("b", &[4])]);
+        let other = [
+            (tensors(&[("a", &[2, 3])]), "`b` is not there"),
+            (tensors(&[("a", &[3, 2]), ("b", &[4])]), "`a` is F16 [3, 2]"),
+            (
+                tensors(&[("a", &[2, 3]), ("b", &[4]), ("c", &[1])]),
+                "it holds 3 tensors",
+            ),
+        ];
+        for name in ["model.safetensors", "model.ckpt"] {
+            let path = folder.path().join(name);
+            let written = |tensors: &[Outgoing], cut: u64| {
+                atomic::write(
+                    &path,
+                    |out| match name.ends_with("ckpt") {
+                        false => safetensors_out::write(&path, out, tensors, &BTreeMap::new()),
+                        true => torch_out::write(&path, out, tensors, &BTreeMap::new()),
+                    },
+                    |scratch| {
+                        let length = std::fs::metadata(scratch).expect("written").len();
+                        let file = std::fs::OpenOptions::new().write(true).open(scratch).expect("opens");
+                        file.set_len(length - cut).expect("cuts");
+                        read_back(&path, scratch, &meant)
+                    },
+                )
+            };
+            for (tensors, why) in &other {
+                let error = written(tensors, 0).expect_err(why).to_string();
+                assert!(error.contains(why), "{error}");
+                assert!(!path.exists(), "{why}");
+            }
+            assert!(
+                written(&meant, 1).is_err() && !path.exists(),
+                "its last byte is missing"
+            );
+            written(&meant, 0).expect("as it was meant");
+            assert!(path.is_file());
+        }
+    }
 }

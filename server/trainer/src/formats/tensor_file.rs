@@ -249,13 +249,23 @@ impl TensorFile {
             tensor: name.into(),
             source: Box::new(source),
         };
-        let span = entry.span().unwrap_or(usize::MAX);
         let size = entry.dtype.size_in_bytes();
+        let gapless = entry.strides == row_major(&entry.shape);
+        if gapless && entry.dtype == DType::F32 && cfg!(target_endian = "little") {
+            let mut values = vec![0f32; entry.count()];
+            // SAFETY: these are the bytes of the values, any of which make an f32.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len() * size) };
+            self.sources[entry.shard]
+                .read_at(bytes, entry.offset)
+                .map_err(|e| wrong(e.into()))?;
+            return Tensor::from_vec(values, entry.shape.as_slice(), &Device::Cpu).map_err(wrong);
+        }
+        let span = entry.span().unwrap_or(usize::MAX);
         let mut bytes = vec![0; span.saturating_mul(size)];
         self.sources[entry.shard]
             .read_at(&mut bytes, entry.offset)
             .map_err(|e| wrong(e.into()))?;
-        if entry.strides != row_major(&entry.shape) && entry.count() > 0 {
+        if !gapless && entry.count() > 0 {
             bytes = gather(&bytes, entry, size);
         }
         Tensor::from_raw_buffer(&bytes, entry.dtype, &entry.shape, &Device::Cpu).map_err(wrong)

@@ -132,6 +132,7 @@ mod tests {
             beta2: 0.999,
             weight_decay: 0.,
             epsilon: 1e-8,
+            low_memory: None,
         };
         let session = CpuSession::new(plan.params().unwrap(), settings).unwrap();
         let mut networks = Networks::new(plan, Box::new(session));

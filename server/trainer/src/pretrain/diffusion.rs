@@ -9,14 +9,17 @@ use candle_core::{Device, Tensor};
 
 use super::data::{Mix, StarterData};
 use super::feed::feed;
-use super::latents::{Noising, Pool, Rows};
+use super::latents::{Pool, Rows};
 use super::starter::{self, SIDE_PX};
 use super::{Diary, Part, PretrainError, Student, autoencoder, cosine};
+use crate::dreambooth::batch::Objective;
 use crate::engine::ir::Group;
+use crate::engine::nets::diffusion::{Chance, Diffusion};
 use crate::engine::nets::networks::{Networks, Prompts, Step};
 use crate::engine::nets::programs::{self, Plan};
+use crate::engine::philox::Clock;
 use crate::engine::session::Updated;
-use crate::models::config::SchedulerConfig;
+use crate::models::config::{PredictionType, SchedulerConfig};
 use crate::models::{ModelConfig, random_weights};
 use crate::noise::Noise;
 use crate::pipeline::LATENT_PX;
@@ -29,6 +32,8 @@ const SAVE_EVERY: u64 = 5000;
 /// Pictures that are encoded ahead, and updates that read them before others take their place.
 const POOL: usize = 65_536;
 const RENEW_EVERY: u64 = 8_000;
+/// Where the weight of a nearly clean timestep is cut off (gamma of min-SNR, Hang et al. 2023).
+const MOST_SNR: f64 = 5.0;
 /// Batches whose latents' spread sets the scaling factor.
 const SCALE_BATCHES: u64 = 8;
 
@@ -64,10 +69,15 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
     let mut student = Student::new(plan, &weights, AVERAGE_DECAY, &folder, (&part.device, precision))?;
     let scale = scaling_factor(&mut student.networks, &data)?;
     let noise = Noise::new(part.seed);
-    let noising = Arc::new(Noising::new(
-        &NoiseSchedule::new(&SchedulerConfig::default())?,
-        part.seed,
-    )?);
+    let objective = Objective {
+        schedule: NoiseSchedule::new(&SchedulerConfig::default())?,
+        prediction: PredictionType::Epsilon,
+        snr_gamma: Some(MOST_SNR),
+        offset_noise: 0.0,
+    };
+    // Latents of the pool are scaled.
+    let diffusion = objective.diffusion(1.0)?;
+    student.networks.learn_by(diffusion.clone());
     let tokenizer = Tokenizer::clip()?;
     let mut diary = Diary::new("diffusion");
     while student.updates < part.updates && !part.time_is_up(started) {
@@ -80,10 +90,14 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
             "{pictures} pictures encoded after {:.0} s",
             started.elapsed().as_secs_f64()
         );
-        let (noising, rows) = (Arc::clone(&noising), part.rows);
-        for rows in feed(student.updates..end, move |at| pool.rows(&noising, at, rows))? {
+        let (seed, rows) = (part.seed, part.rows);
+        for rows in feed(student.updates..end, move |at| pool.rows(seed, at, rows))? {
             let rate = cosine(part.learning_rate, student.updates, part.updates);
-            let (loss, updated) = step(&mut student, &rows, rate)?;
+            let clock = Clock {
+                seed,
+                number: student.updates,
+            };
+            let (loss, updated) = step(&mut student, &rows, clock, &diffusion, rate)?;
             student.updated(loss, updated)?;
             diary.note(student.updates, loss, updated.grad_norm);
             if student.updates.is_multiple_of(SAVE_EVERY) {
@@ -109,26 +123,33 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
 }
 
 /// The weighted loss of `rows`, and the update that it made.
-fn step(student: &mut Student, rows: &Rows, rate: f64) -> Result<(f32, Updated), PretrainError> {
+fn step(
+    student: &mut Student,
+    rows: &Rows,
+    clock: Clock,
+    diffusion: &Diffusion,
+    rate: f64,
+) -> Result<(f32, Updated), PretrainError> {
     let side = SIDE_PX as usize / LATENT_PX;
+    let dims = [starter::vae_config().latent_channels, side, side];
+    let count = rows.latents.len() / dims.iter().product::<usize>();
+    let share = 1.0 / count as f32;
     let step = Step {
-        dims: [starter::vae_config().latent_channels, side, side],
-        noisy: &rows.noisy,
-        timesteps: &rows.timesteps,
+        dims,
+        mean: &rows.latents,
+        // The pool's latents were drawn from their distributions.
+        deviation: &vec![0.0; rows.latents.len()],
+        chance: Chance::Drawn(clock),
         prompts: Prompts::Ids(&rows.ids),
-        target: &rows.target,
-        weights: &rows.weights,
+        shares: &vec![share; count],
         loss_scale: 1.0,
         accumulate: false,
     };
     let update = student.update(&[Group::UNet, Group::TextEncoder], rate);
     let told = student.networks.train(&step, Some(&update))?;
-    let loss = told
-        .losses
-        .iter()
-        .zip(&rows.weights)
-        .map(|(loss, weight)| loss * weight)
-        .sum();
+    let weights = diffusion.weights_at(&told.timesteps);
+    let losses = told.losses.iter().zip(weights);
+    let loss = losses.map(|(loss, weight)| share * weight * loss).sum();
     let updated = told.updated.unwrap_or(Updated {
         skipped: true,
         grad_norm: f64::NAN,

@@ -95,6 +95,7 @@ const OPTIMIZER: OptimizerSettings = OptimizerSettings {
     beta2: 0.999,
     weight_decay: 0.0,
     epsilon: 1e-8,
+    low_memory: None,
 };
 
 /// Updates from one to the next that the average of weights takes in.
@@ -134,7 +135,6 @@ impl Student {
             let mut state = student.state();
             state.restore(&mut student.networks, &path).map_err(failed)?;
             student.updates = state.updates;
-            student.average = state.ema.unwrap_or(student.average);
         }
         Ok(student)
     }
@@ -144,8 +144,9 @@ impl Student {
             step: u32::try_from(self.updates).unwrap_or(u32::MAX),
             updates: self.updates,
             scaler: LossScaler::new(Precision::No),
-            ema: Some(self.average.clone()),
+            ema: Some(self.average),
             mean_loss: MeanLoss::default(),
+            turned_on: Vec::new(),
         }
     }
 
@@ -173,7 +174,6 @@ impl Student {
             let update = self.updates;
             return Err(PretrainError::NotFinite { loss, update });
         }
-        // Reading all weights takes as long as an update of so small a model.
         if self.updates.is_multiple_of(FOLLOW_EVERY) {
             self.average.follow(&mut self.networks, self.updates / FOLLOW_EVERY)?;
         }
@@ -182,9 +182,9 @@ impl Student {
 
     /// The averaged weights of a network.
     fn averaged(&mut self, part: programs::Part) -> Result<Weights, PretrainError> {
-        self.average.exchange(&mut self.networks)?;
+        self.networks.session().exchange_averages()?;
         let weights = self.networks.weights(part);
-        self.average.exchange(&mut self.networks)?;
+        self.networks.session().exchange_averages()?;
         Ok(weights?)
     }
 }

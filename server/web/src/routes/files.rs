@@ -17,7 +17,7 @@ use crate::jobs::{names, no_job};
 use crate::server::AppState;
 
 /// Only what events name: pictures below these folders.
-const FOLDERS: [&str; 2] = ["samples", "class-images"];
+const FOLDERS: [&str; 3] = ["samples", "class-images", "photos"];
 
 pub async fn file(
     State(state): State<AppState>,

@@ -42,7 +42,8 @@ async fn checked(state: &AppState, new: NewJob) -> Result<(Recipe, Vec<Vec<Strin
         return Err(ApiError::Invalid(problems));
     }
     let field = "recipe.pretrained_model_name_or_path";
-    super::server::model(state, &recipe.pretrained_model_name_or_path, field).await?;
+    let (reference, revision) = (&recipe.pretrained_model_name_or_path, recipe.revision.as_deref());
+    super::server::model(state, reference, revision, field).await?;
     Ok((recipe, photos))
 }
 

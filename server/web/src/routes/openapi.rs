@@ -187,6 +187,7 @@ mod tests {
                 license: Some("mit".into()),
                 bytes: 1,
                 missing_bytes: 1,
+                revision: Some("main".into()),
             }),
         };
         compare(

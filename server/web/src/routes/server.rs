@@ -1,12 +1,13 @@
 //! What trains here, and with which models.
 
 use app::api::{HubToken, InspectModel, ModelInfo, ServerInfo};
+use app::recipe::{self, RecipeProblem};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::extract::ApiJson;
-use crate::error::{ApiError, chain};
+use crate::error::{ApiError, chain, problem};
 use crate::hub_token::HubTokenError;
 use crate::server::AppState;
 use crate::trainer::TrainerError;
@@ -25,13 +26,28 @@ pub async fn inspect(
     State(state): State<AppState>,
     ApiJson(asked): ApiJson<InspectModel>,
 ) -> Result<Json<ModelInfo>, ApiError> {
-    let reference = &asked.pretrained_model_name_or_path;
-    Ok(Json(model(&state, reference, "pretrained_model_name_or_path").await?))
+    if let Some(got) = asked.revision.clone().filter(|name| !recipe::is_revision(name)) {
+        let wrong = RecipeProblem::NoRevision { got };
+        return Err(ApiError::Invalid(vec![problem(
+            wrong.code(),
+            wrong.to_string(),
+            wrong.field(),
+        )]));
+    }
+    let (reference, revision) = (&asked.pretrained_model_name_or_path, asked.revision.as_deref());
+    Ok(Json(
+        model(&state, reference, revision, "pretrained_model_name_or_path").await?,
+    ))
 }
 
 /// What the model is, or which field names one that cannot be used.
-pub async fn model(state: &AppState, reference: &str, field: &'static str) -> Result<ModelInfo, ApiError> {
-    state.trainers.inspect(reference).await.map_err(|e| match e {
+pub async fn model(
+    state: &AppState,
+    reference: &str,
+    revision: Option<&str>,
+    field: &'static str,
+) -> Result<ModelInfo, ApiError> {
+    state.trainers.inspect(reference, revision).await.map_err(|e| match e {
         TrainerError::Refused { said, hub } => ApiError::Model {
             field,
             code: hub.unwrap_or("model"),

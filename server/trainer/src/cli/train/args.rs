@@ -7,7 +7,7 @@ use app::recipe::{LrScheduler, Precision};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::presets::Preset;
+use super::presets::Presets;
 
 /// `None` is a flag that was not given: the script's default, or the preset's or the starter's, fills it.
 #[derive(clap::Args, Clone, Debug, Serialize)]
@@ -58,6 +58,9 @@ pub struct TrainArgs {
     /// Class images of each subject [script: 100]
     #[arg(long, help_heading = "Subject")]
     pub num_class_images: Option<u32>,
+    /// How strictly class images follow their prompt; the script has 7.5 in its code
+    #[arg(long, help_heading = "Subject")]
+    pub class_guidance_scale: Option<f64>,
 
     /// Side of the training images in pixels [script: 512; starter: its own]
     #[arg(long, help_heading = "Photos")]
@@ -71,6 +74,9 @@ pub struct TrainArgs {
     /// Pad prompts to 77 tokens; always, unless strict_tutorial is given
     #[arg(long, help_heading = "Photos")]
     pub pad_tokens: bool,
+    /// Of twelve photos or more, train on all but one, and measure with each round of samples how far it learns by heart
+    #[arg(long, help_heading = "Photos")]
+    pub holdout_photo: bool,
     /// Crop, mirror and encode photos anew for every step instead of once; slower
     #[arg(long, help_heading = "Photos")]
     pub not_cache_latents: bool,
@@ -78,9 +84,9 @@ pub struct TrainArgs {
     #[arg(long, default_value = "white", help_heading = "Photos")]
     pub alpha_background: AlphaBackground,
 
-    /// Fill flags that are not given with what suits a kind of subject
-    #[arg(long, value_enum, help_heading = "Training")]
-    pub preset: Option<Preset>,
+    /// Fill flags that are not given with what suits a kind of subject (person, animal, object, style), a size of card (6gb, 8gb, 12gb, 16gb, 24gb), or both: person,12gb
+    #[arg(long, help_heading = "Training")]
+    pub preset: Option<Presets>,
     /// Optimizer updates; without it, num_train_epochs counts. With strict_tutorial micro-batches
     #[arg(long, help_heading = "Training")]
     pub max_train_steps: Option<u32>,
@@ -169,6 +175,13 @@ pub struct TrainArgs {
     /// Keep the optimizer's memory in 8 bits
     #[arg(long, help_heading = "Speed and memory")]
     pub use_8bit_adam: bool,
+    /// Train in 6 GiB: weights in bf16 alone and rounded by chance, 8-bit moments, each weight changed within the backward and
+    /// its gradient clipped by its own norm, not by that of all; with gradient checkpointing
+    #[arg(long, help_heading = "Speed and memory")]
+    pub low_memory: bool,
+    /// Train as if the device had only so many GiB of memory; a run that needs more is refused before it starts
+    #[arg(long, value_name = "GIB", help_heading = "Speed and memory")]
+    pub memory_limit: Option<f64>,
     /// Class images and samples drawn in one batch [script: 4]
     #[arg(long, help_heading = "Speed and memory")]
     pub sample_batch_size: Option<u32>,

@@ -9,7 +9,7 @@ use clap::{Args, Command};
 use super::args::TrainArgs;
 
 /// Every flag of the tutorial's `train_dreambooth.py` (of 2023-06-08) with its default; `-` is none.
-const SCRIPT: &[(&str, &str)] = &[
+pub const SCRIPT: &[(&str, &str)] = &[
     ("pretrained_model_name_or_path", "required"),
     ("pretrained_vae_name_or_path", "-"),
     ("revision", "-"),

@@ -5,6 +5,8 @@ mod args;
 pub mod config_file;
 #[cfg(test)]
 mod flags_doc;
+#[cfg(test)]
+mod flags_tests;
 mod no_effect;
 mod presets;
 mod recipe;
@@ -21,7 +23,7 @@ use trainer::formats::Width;
 use trainer::{device, store};
 
 use super::progress::Progress;
-use super::{FAILED, WRONG_USE, WrongUse, status};
+use super::{FAILED, WRONG_USE, WrongUse, bytes_of_gib, status};
 
 pub use args::TrainArgs;
 
@@ -36,7 +38,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let lock = Lock::take(&folder)?;
     let fresh = begin(&folder, &recipe)?;
     let log = EventLog::continue_in(lock, Box::new(Progress::new(args.log_interval)))?;
-    for message in no_effect::told(args, &recipe) {
+    let photos = recipe::photos_of(&recipe.concepts)?;
+    for message in no_effect::told(args, &recipe, photos) {
         let code = "no_effect".into();
         log.emit(EventKind::Warning { code, message })?;
     }
@@ -57,6 +60,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             keep_last: args.keep_last,
         }),
         class_image_cache: None,
+        memory_limit: args.memory_limit.map(bytes_of_gib),
+        fits_itself: true,
         data_folder: std::env::current_dir()?,
         stop: Stop::watch(&folder).context("cannot catch signals")?,
         folder,

@@ -1,14 +1,14 @@
 //! Flags that were given and change nothing in this run. Those of the recipe alone are told by the run itself.
 
-use app::recipe::{LrScheduler, Recipe};
+use app::recipe::{HOLDOUT_LEAST_PHOTOS, LrScheduler, Recipe};
 use trainer::base_model;
 
 use super::args::TrainArgs;
 
-/// A sentence for each, that says why.
-pub fn told(args: &TrainArgs, recipe: &Recipe) -> Vec<String> {
+/// A sentence for each, that says why. `photos` are those of all subjects.
+pub fn told(args: &TrainArgs, recipe: &Recipe, photos: usize) -> Vec<String> {
     let cases = [
-        subjects(args, recipe),
+        subjects(args, recipe, photos),
         training(args, recipe),
         results(args, recipe),
         never(args),
@@ -20,7 +20,7 @@ pub fn told(args: &TrainArgs, recipe: &Recipe) -> Vec<String> {
 /// Whether a sentence holds.
 type Case = (bool, &'static str);
 
-fn subjects(args: &TrainArgs, recipe: &Recipe) -> Vec<Case> {
+fn subjects(args: &TrainArgs, recipe: &Recipe, photos: usize) -> Vec<Case> {
     let single = [args.instance_prompt.is_some(), args.instance_data_dir.is_some()];
     let of_class = [args.class_prompt.is_some(), args.class_data_dir.is_some()];
     let any_class = recipe
@@ -36,6 +36,22 @@ fn subjects(args: &TrainArgs, recipe: &Recipe) -> Vec<Case> {
         (
             recipe.prior.is_none() && args.prior_loss_weight.is_some(),
             "--prior_loss_weight has no effect without --with_prior_preservation",
+        ),
+        (
+            recipe.prior.is_none() && args.class_guidance_scale.is_some(),
+            "--class_guidance_scale has no effect without --with_prior_preservation: no class images are drawn",
+        ),
+        (
+            args.holdout_photo && recipe.strict_tutorial,
+            "--holdout_photo has no effect with --strict_tutorial: the script trains on every photo",
+        ),
+        (
+            args.holdout_photo && recipe.samples.save_sample_prompt.trim().is_empty(),
+            "--holdout_photo has no effect without --save_sample_prompt: it is measured with each round of samples",
+        ),
+        (
+            args.holdout_photo && photos < HOLDOUT_LEAST_PHOTOS,
+            "--holdout_photo has no effect: of fewer than twelve photos none is spared",
         ),
         (
             args.concepts_list.is_some() && single.into_iter().chain(of_class).any(|given| given),

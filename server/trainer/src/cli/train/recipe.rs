@@ -24,7 +24,8 @@ pub fn draft(args: &TrainArgs) -> anyhow::Result<RecipeDraft> {
     let has_class = concepts
         .iter()
         .all(|c| c.class_prompt.is_some() && c.class_data_dir.is_some());
-    let preset_prior = args.preset.is_some() && unset.prior.is_some() && has_class;
+    let subject = args.preset.and_then(|presets| presets.subject);
+    let preset_prior = subject.is_some() && unset.prior.is_some() && has_class;
     let prior = unset.prior.unwrap_or(SCRIPT_PRIOR);
     let train_batch_size = args.train_batch_size.unwrap_or(unset.train_batch_size);
     let gradient_accumulation_steps = args.gradient_accumulation_steps.unwrap_or(1);
@@ -65,6 +66,7 @@ pub fn draft(args: &TrainArgs) -> anyhow::Result<RecipeDraft> {
             .then_some(PriorPreservation {
                 num_class_images: args.num_class_images.unwrap_or(prior.num_class_images),
                 prior_loss_weight: args.prior_loss_weight.unwrap_or(prior.prior_loss_weight),
+                class_guidance_scale: args.class_guidance_scale.unwrap_or(prior.class_guidance_scale),
             }),
         hflip: args.hflip,
         center_crop: args.center_crop,
@@ -72,10 +74,12 @@ pub fn draft(args: &TrainArgs) -> anyhow::Result<RecipeDraft> {
         not_cache_latents: args.not_cache_latents,
         pad_tokens: args.pad_tokens || !args.strict_tutorial,
         read_prompts_from_txts: args.read_prompts_from_txts,
+        holdout_photo: args.holdout_photo,
         seed: args.seed.unwrap_or(SEED),
         mixed_precision: args.mixed_precision.unwrap_or(Precision::No),
         gradient_checkpointing: args.gradient_checkpointing,
         use_8bit_adam: args.use_8bit_adam,
+        low_memory: args.low_memory,
         adam: Adam {
             adam_beta1: args.adam_beta1,
             adam_beta2: args.adam_beta2,
@@ -98,6 +102,9 @@ pub fn draft(args: &TrainArgs) -> anyhow::Result<RecipeDraft> {
         resume_from_checkpoint: args.resume_from_checkpoint.clone(),
         strict_tutorial: args.strict_tutorial,
     };
+    if let Some(card) = args.preset.and_then(|presets| presets.card) {
+        card.fill(&mut draft);
+    }
     if args.max_train_steps.is_none() && (args.num_train_epochs.is_some() || draft.max_train_steps == 0) {
         draft.max_train_steps = steps_of_epochs(args.num_train_epochs.unwrap_or(1), &draft)?;
     }
@@ -107,6 +114,7 @@ pub fn draft(args: &TrainArgs) -> anyhow::Result<RecipeDraft> {
 const SCRIPT_PRIOR: PriorPreservation = PriorPreservation {
     num_class_images: 100,
     prior_loss_weight: 1.0,
+    class_guidance_scale: SCRIPT_GUIDANCE,
 };
 const SCRIPT_GUIDANCE: f64 = 7.5;
 
@@ -128,7 +136,7 @@ fn script() -> RecipeDraft {
 fn ours(args: &TrainArgs, concepts: &[Concept]) -> anyhow::Result<Option<RecipeDraft>> {
     let starter = args.pretrained_model_name_or_path == STARTER;
     let base = defaults::recipe(&args.pretrained_model_name_or_path);
-    let Some(preset) = args.preset else {
+    let Some(preset) = args.preset.and_then(|presets| presets.subject) else {
         return Ok(starter.then_some(base));
     };
     let mut draft = base;
@@ -181,7 +189,7 @@ fn listed(list: &str) -> Result<Vec<Concept>, WrongUse> {
 }
 
 /// Photos of all subjects.
-fn photos_of(concepts: &[Concept]) -> anyhow::Result<usize> {
+pub fn photos_of(concepts: &[Concept]) -> anyhow::Result<usize> {
     let mut photos = 0;
     for concept in concepts {
         photos += dataset::list(Path::new(&concept.instance_data_dir))?.photos.len();
@@ -192,6 +200,7 @@ fn photos_of(concepts: &[Concept]) -> anyhow::Result<usize> {
 /// The script counts epochs over the longer of photos and class images, in updates.
 fn steps_of_epochs(epochs: u32, draft: &RecipeDraft) -> anyhow::Result<u32> {
     let photos = photos_of(&draft.concepts)?;
+    let photos = photos - usize::from(draft.holds_out(photos));
     let class_images = draft.prior.as_ref().map_or(0, |prior| prior.num_class_images as usize) * draft.concepts.len();
     let updates = photos
         .max(class_images)
@@ -212,6 +221,7 @@ fn filled(args: &TrainArgs, recipe: &RecipeDraft) -> TrainArgs {
         with_prior_preservation: Some(prior.is_some()),
         num_class_images: prior.map(|prior| prior.num_class_images),
         prior_loss_weight: prior.map(|prior| prior.prior_loss_weight),
+        class_guidance_scale: prior.map(|prior| prior.class_guidance_scale),
         resolution: recipe.resolution,
         max_train_steps: Some(recipe.max_train_steps),
         num_train_epochs: None,
@@ -226,6 +236,9 @@ fn filled(args: &TrainArgs, recipe: &RecipeDraft) -> TrainArgs {
         train_text_encoder: Some(recipe.train_text_encoder),
         seed: Some(recipe.seed),
         mixed_precision: Some(recipe.mixed_precision),
+        use_8bit_adam: recipe.use_8bit_adam,
+        gradient_checkpointing: recipe.gradient_checkpointing,
+        low_memory: recipe.low_memory,
         n_save_sample: Some(recipe.samples.n_save_sample),
         save_guidance_scale: Some(recipe.samples.save_guidance_scale),
         save_infer_steps: Some(recipe.samples.save_infer_steps),
@@ -321,6 +334,18 @@ mod tests {
     }
 
     #[test]
+    fn a_preset_may_be_of_a_card_too() {
+        let photos = photos(4);
+        let both = of(photos.path(), "--preset=style,12gb");
+        assert!(both.use_8bit_adam && both.gradient_checkpointing && both.prior.is_none());
+        let card = of(photos.path(), "--preset=16gb");
+        assert_eq!((card.use_8bit_adam, card.gradient_checkpointing), (true, false));
+        assert_eq!(card.learning_rate, of(photos.path(), "").learning_rate);
+        assert!(of(photos.path(), "--preset=24gb --use_8bit_adam").use_8bit_adam);
+        assert!(of(photos.path(), "--preset=6gb").low_memory && !card.low_memory);
+    }
+
+    #[test]
     fn the_starter_has_settings_of_its_own() {
         let photos = photos(4);
         let starter = of(photos.path(), "--pretrained_model_name_or_path=starter");
@@ -358,11 +383,12 @@ mod tests {
             "",
             "--pretrained_model_name_or_path=starter --strict_tutorial",
             "--preset=style --class_prompt=dog --class_data_dir=c",
+            "--preset=12gb,object --memory_limit=11.5",
             "--preset=object --class_prompt=dog --class_data_dir=c --with_prior_preservation=false --seed=7",
             "--with_prior_preservation --class_prompt=dog --class_data_dir=c --num_train_epochs=2 --use_ema --hflip",
             "--scale_lr --train_batch_size=3 --learning_rate=3e-6 --lr_scheduler=cosine_with_restarts --offset_noise",
             "--mixed_precision=bf16 --alpha_background=#ffe0c0 --snr_gamma=5 --center_crop --not_cache_latents --pad_tokens",
-            "--lora_rank=8 --lora_alpha=4.5 --train_text_encoder",
+            "--lora_rank=8 --lora_alpha=4.5 --train_text_encoder --low_memory",
             "--save_sample_prompt=x --validation_steps=5 --adam_epsilon=1e-9 --text_encoder_learning_rate=1e-7",
         ] {
             let args = parsed(photos.path(), flags);

@@ -114,7 +114,8 @@ impl ClassFolder {
         numbers
     }
 
-    pub fn save(&mut self, number: u64, rgb: &RgbImage) -> Result<PathBuf, TrainError> {
+    /// Writes an image's file, to be counted by [`Self::adopt`]: several may be written at once.
+    pub fn write(&self, number: u64, rgb: &RgbImage) -> Result<PathBuf, TrainError> {
         let path = match self.naming {
             Naming::Numbered => {
                 let path = self.numbered(number);
@@ -131,8 +132,12 @@ impl ClassFolder {
                 path
             }
         };
-        self.own.insert(number, path.clone());
         Ok(path)
+    }
+
+    /// From now on `path` is image `number`.
+    pub fn adopt(&mut self, number: u64, path: PathBuf) {
+        self.own.insert(number, path);
     }
 
     /// Puts a file of the cache here, without a copy where that can be.
@@ -159,6 +164,12 @@ impl ClassFolder {
 mod tests {
     use super::*;
 
+    fn save(folder: &mut ClassFolder, number: u64, rgb: &RgbImage) -> PathBuf {
+        let path = folder.write(number, rgb).expect("saves");
+        folder.adopt(number, path.clone());
+        path
+    }
+
     fn stripes(seed: u32) -> RgbImage {
         RgbImage::from_fn(9, 7, |x, y| image::Rgb([(x * seed % 256) as u8, y as u8 * 30, 9]))
     }
@@ -167,7 +178,7 @@ mod tests {
     fn images_are_named_as_the_script_names_them_and_known_again() {
         let dir = tempfile::tempdir().expect("folder");
         let mut folder = ClassFolder::open(dir.path(), Naming::Hashed, false).expect("opens");
-        let path = folder.save(3, &stripes(20)).expect("saves");
+        let path = save(&mut folder, 3, &stripes(20));
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let hash = hex::encode(Sha1::digest(stripes(20).as_raw()));
         assert_eq!(name, format!("3-{hash}.jpg"));
@@ -196,13 +207,13 @@ mod tests {
         let mut folder = ClassFolder::open(dir.path(), Naming::Numbered, false).expect("opens");
         assert_eq!(folder.numbers(6, 4), [0, 1, 2, 3, 4, 5]);
         for number in [0, 1, 2, 3, 4] {
-            folder.save(number, &stripes(number as u32 + 1)).expect("saves");
+            save(&mut folder, number, &stripes(number as u32 + 1));
         }
         folder.remove(1).expect("removes");
         // Whole batches from the first, so that 1 is drawn among 0 to 3 again, and 5 with 4.
         assert_eq!(folder.numbers(6, 4), [0, 1, 2, 3, 4, 5]);
-        folder.save(1, &stripes(2)).expect("saves");
-        folder.save(5, &stripes(6)).expect("saves");
+        save(&mut folder, 1, &stripes(2));
+        save(&mut folder, 5, &stripes(6));
         assert!(folder.numbers(6, 4).is_empty());
     }
 }

@@ -10,8 +10,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use app::event::EventKind;
-use app::recipe::Concept;
+use app::recipe::{Concept, PriorPreservation};
 use image::RgbImage;
+use rayon::prelude::*;
 
 use super::error::TrainError;
 use super::learner::Learner;
@@ -27,8 +28,6 @@ pub use cache::model_identity;
 use cache::Cache;
 use folder::{ClassFolder, Naming};
 
-/// The tutorial's script draws them with its pipeline's default, whatever the samples' guidance is.
-const GUIDANCE_SCALE: f64 = 7.5;
 /// How often an unusable image is drawn again with another seed.
 const ATTEMPTS: u64 = 4;
 /// An image whose levels differ by less than this is of a single colour, or as good as.
@@ -63,7 +62,7 @@ pub fn fill(run: &Run, learner: &mut Learner, model: &str, side_px: u32) -> Resu
             total,
             done,
         };
-        if drawing.fill(prior.num_class_images as usize, model)?.is_break() {
+        if drawing.fill(prior, model)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
         done = drawing.done;
@@ -88,7 +87,8 @@ struct ConceptImages<'a> {
 }
 
 impl ConceptImages<'_> {
-    fn fill(&mut self, wanted: usize, model: &str) -> Result<ControlFlow<()>, TrainError> {
+    fn fill(&mut self, prior: &PriorPreservation, model: &str) -> Result<ControlFlow<()>, TrainError> {
+        let wanted = prior.num_class_images as usize;
         let naming = match self.run.results {
             Results::SingleFiles => Naming::Numbered,
             Results::Tutorial(_) => Naming::Hashed,
@@ -108,7 +108,7 @@ impl ConceptImages<'_> {
         for path in &there {
             self.told(path)?;
         }
-        let request = self.request();
+        let request = self.request(prior.class_guidance_scale);
         let cache = self.run.class_image_cache.as_deref();
         let cache = cache.map(|root| Cache::open(root, model, &request, self.run.recipe.seed, self.twin));
         let batch = self.run.recipe.sample_batch_size as usize;
@@ -131,11 +131,15 @@ impl ConceptImages<'_> {
             let Some(pictures) = self.draw(&request, group)? else {
                 return Ok(ControlFlow::Break(()));
             };
-            for (number, picture) in group.iter().zip(pictures) {
-                if folder.has(*number) {
-                    continue;
-                }
-                let path = folder.save(*number, &picture.rgb)?;
+            let new: Vec<(u64, Picture)> = (group.iter().copied().zip(pictures))
+                .filter(|(number, _)| !folder.has(*number))
+                .collect();
+            let written = new
+                .par_iter()
+                .map(|(number, picture)| folder.write(*number, &picture.rgb));
+            let paths: Vec<PathBuf> = written.collect::<Result<_, _>>()?;
+            for ((number, _), path) in new.iter().zip(paths) {
+                folder.adopt(*number, path.clone());
                 if let Some(cache) = &cache {
                     cache.keep(*number, &path)?;
                 }
@@ -170,11 +174,11 @@ impl ConceptImages<'_> {
         Ok(())
     }
 
-    fn request(&self) -> SampleRequest {
+    fn request(&self, guidance_scale: f64) -> SampleRequest {
         SampleRequest {
             prompt: self.prompt.to_owned(),
             negative_prompt: String::new(),
-            guidance_scale: GUIDANCE_SCALE,
+            guidance_scale,
             num_inference_steps: self.run.recipe.samples.save_infer_steps as usize,
             sampler: SamplerKind::Ddim,
             karras: false,

@@ -14,6 +14,7 @@ fn state(networks: &mut Networks) -> TrainingState {
         ema: Some(Ema::new(0.99, networks).expect("begins")),
         scaler: LossScaler::new(Precision::Fp16),
         mean_loss: MeanLoss::default(),
+        turned_on: Vec::new(),
     }
 }
 
@@ -55,6 +56,30 @@ fn weights(networks: &mut Networks) -> Vec<Vec<f32>> {
         .collect()
 }
 
+fn averages(networks: &mut Networks) -> Vec<Vec<f32>> {
+    let ids: Vec<ParamId> = networks.trained().into_iter().map(|(id, _)| id).collect();
+    ids.into_iter()
+        .map(|id| networks.session().average(id).expect("average"))
+        .collect()
+}
+
+#[test]
+fn a_state_says_which_algorithms_its_run_used() {
+    let mut networks = tiny_networks();
+    let saved = state(&mut networks);
+    let used = Algorithms {
+        of: "a card".into(),
+        chosen: BTreeMap::from([("linear 2x3".to_owned(), 4)]),
+    };
+    let header = |algorithms: Option<&Algorithms>| {
+        let header = saved.header(Entries::default(), "abc", algorithms);
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        read_header(&mut &file[..]).expect("reads").0
+    };
+    assert_eq!(header(Some(&used)).algorithms, Some(used));
+    assert_eq!(header(None).algorithms, None);
+}
+
 #[test]
 fn a_saved_state_comes_back_bit_for_bit() {
     let folder = tempfile::tempdir().expect("folder");
@@ -63,6 +88,7 @@ fn a_saved_state_comes_back_bit_for_bit() {
     learn(&mut networks);
     saved.step = 7;
     saved.updates = 5;
+    saved.turned_on = vec!["use_8bit_adam".into()];
     saved.scaler.updated(true).expect("goes on");
     saved.mean_loss.add(0.7, 4);
     saved.save(&mut networks, folder.path(), "abc").expect("saves");
@@ -72,12 +98,15 @@ fn a_saved_state_comes_back_bit_for_bit() {
         (header.step, header.updates, header.recipe_sha256.as_str()),
         (7, 5, "abc")
     );
+    assert_eq!(header.turned_on, ["use_8bit_adam"]);
     let mut other = tiny_networks();
     let mut read = state(&mut other);
     assert_ne!(weights(&mut networks), weights(&mut other));
     read.restore(&mut other, &path).expect("restores");
     assert_eq!((read.step, read.updates), (7, 5));
-    assert_eq!((&read.ema, &read.scaler), (&saved.ema, &saved.scaler));
+    assert_eq!(read.scaler, saved.scaler);
+    assert_eq!(averages(&mut networks), averages(&mut other));
+    assert_ne!(averages(&mut networks), weights(&mut networks));
     assert_eq!(read.mean_loss, saved.mean_loss);
     assert_eq!(weights(&mut networks), weights(&mut other));
     let (before, after) = (networks.session().moments(), other.session().moments());
@@ -97,9 +126,7 @@ fn an_average_that_was_not_saved_begins_at_the_weights() {
     let mut other = tiny_networks();
     let mut read = state(&mut other);
     read.restore(&mut other, &state_path(folder.path())).expect("restores");
-    let averaged = read.ema.expect("is kept").averaged;
-    let (id, param) = networks.trained().remove(0);
-    assert_eq!(averaged[&param.name], networks.session().weight(id).expect("weight"));
+    assert_eq!(averages(&mut other), weights(&mut networks));
 }
 
 #[test]

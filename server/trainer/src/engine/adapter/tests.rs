@@ -21,6 +21,7 @@ const SETTINGS: OptimizerSettings = OptimizerSettings {
     beta2: 0.999,
     weight_decay: 0.01,
     epsilon: 1e-8,
+    low_memory: None,
 };
 
 /// Prompt to prediction; the text encoder learns only with an adapter.

@@ -3,10 +3,13 @@
 use super::{
     super::{
         ir::{Op, ParamId, ParamTable, Program, Shift, ValueId},
+        philox::Clock,
         plan::Places,
         session::{EngineError, Result},
     },
-    attention, conv, embedding, gates,
+    attention, conv,
+    diffusion::{self, Diffused, Diffusion},
+    embedding, gates,
     group_norm::{self, GroupNorm},
     kernel::{Onto, Plus, Write},
     layer_norm, linear,
@@ -14,6 +17,8 @@ use super::{
     memory::Lease,
     resample,
 };
+
+use crate::noise::Purpose;
 
 /// What an instruction sees.
 pub(super) struct Step<'a> {
@@ -216,6 +221,7 @@ impl<'a> Step<'a> {
                 let ids = step.lease.ids(step.places.of(ids));
                 embedding::backward(dtable, dpositions, step.read(dy), ids, sizes, add.into());
             }),
+            Op::Draw { .. } | Op::Diffuse { .. } => self.chance(op),
             Op::Mse {
                 predicted,
                 target,
@@ -315,6 +321,68 @@ impl<'a> Step<'a> {
                 let (dy, x, stats) = (step.read(dy), step.read(x), step.read(stats));
                 layer_norm::backward(out, dy, x, step.weight(w), stats, plus);
             }),
+            _ => {}
+        }
+    }
+
+    fn chance(&self, op: &Op) {
+        match *op {
+            Op::Draw {
+                clock,
+                steps,
+                latents,
+                noise,
+                offsets,
+                timesteps,
+            } => {
+                let words = self.lease.ids(self.places.of(clock));
+                let clock = Clock::of_words([words[0], words[1], words[2], words[3]]);
+                let rows = self.dims(noise)[0];
+                diffusion::normals(self.write(latents), clock, Purpose::Latents, rows);
+                diffusion::normals(self.write(noise), clock, Purpose::Noise, rows);
+                if let Some(offsets) = offsets {
+                    diffusion::normals(self.write(offsets), clock, Purpose::OffsetNoise, rows);
+                }
+                diffusion::timesteps(self.write(timesteps), clock, steps);
+            }
+            Op::Diffuse {
+                mean,
+                deviation,
+                latents,
+                noise,
+                offsets,
+                timesteps,
+                schedule,
+                times,
+                shares,
+                strengths,
+                velocity,
+                noisy,
+                target,
+                time,
+                weights,
+            } => {
+                let of = Diffusion {
+                    mean: self.read(mean),
+                    deviation: self.read(deviation),
+                    latents: self.read(latents),
+                    noise: self.read(noise),
+                    offsets: offsets.map(|offsets| self.read(offsets)),
+                    timesteps: self.read(timesteps),
+                    schedule: self.read(schedule),
+                    times: self.read(times),
+                    shares: self.read(shares),
+                    strengths: self.read(strengths),
+                    velocity,
+                };
+                let out = Diffused {
+                    noisy: self.write(noisy),
+                    target: self.write(target),
+                    time: self.write(time),
+                    weights: self.write(weights),
+                };
+                diffusion::diffuse(out, of, self.channels(noise));
+            }
             _ => {}
         }
     }

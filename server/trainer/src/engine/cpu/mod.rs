@@ -5,8 +5,10 @@
 
 mod attention;
 mod conv;
+mod diffusion;
 mod embedding;
 mod execute;
+pub mod footprint;
 mod gates;
 mod group_norm;
 pub(crate) mod kernel;

@@ -10,9 +10,9 @@ use super::{
         optim::{
             adamw,
             adamw_8bit::{self, BLOCK, Block, Codes, Quantized, SMALL},
-            clip_factor,
+            clip_factor, rounding,
         },
-        session::{EngineError, Moments, OptimizerSettings, Result, Update, Updated},
+        session::{EngineError, LowMemory, Moments, OptimizerSettings, Result, Update, Updated},
     },
     kernel::vectorized,
     memory::check_free,
@@ -65,6 +65,16 @@ impl State {
         }
     }
 
+    /// Bytes that [`Self::new`] takes.
+    fn bytes(param: &Param, moments: Moments) -> usize {
+        let len = param.len();
+        match (param.trained, moments == Moments::F32 || len < SMALL) {
+            (false, _) => 0,
+            (true, true) => 2 * size_of::<f32>() * len,
+            (true, false) => 2 * (len + size_of::<f32>() * len.div_ceil(BLOCK)),
+        }
+    }
+
     /// Its parts under the names that torch and bitsandbytes give them.
     fn parts(&mut self) -> Vec<(&'static str, Part<'_>)> {
         match self {
@@ -83,6 +93,11 @@ impl State {
             ],
         }
     }
+}
+
+/// Bytes that the optimizer of these weights is going to hold.
+pub(super) fn moment_bytes(params: &ParamTable, moments: Moments) -> usize {
+    params.params.iter().map(|param| State::bytes(param, moments)).sum()
 }
 
 enum Part<'a> {
@@ -138,9 +153,7 @@ impl Optimizer {
         if !self.states.is_empty() {
             return Ok(());
         }
-        let per_value = if self.settings.moments == Moments::F32 { 8 } else { 2 };
-        let trained = params.params.iter().filter(|param| param.trained);
-        check_free(trained.map(|param| param.len() * per_value).sum(), "the optimizer")?;
+        check_free(moment_bytes(params, self.settings.moments), "the optimizer")?;
         let state = |param| State::new(param, self.settings.moments);
         self.states = params.params.iter().map(state).collect();
         Ok(())
@@ -173,54 +186,89 @@ impl Optimizer {
         }
         let factor = clip_factor(grad_norm, update.max_grad_norm) / update.loss_scale;
         for (index, learning_rate) in trained {
-            let (p, g) = (&mut weights[index][..], &gradients[index][..]);
-            match (&mut self.states[index], self.settings.moments) {
-                (State::None, _) => {}
-                (State::F32 { first, second }, Moments::F32) => {
-                    let rates = adamw::Rates::new(&self.settings, update, learning_rate, factor);
-                    runs(p, g, first, second, |p, g, m, v| adamw_run(p, g, m, v, &rates));
-                }
-                (State::F32 { first, second }, Moments::EightBit) => {
-                    let rates = adamw_8bit::Rates::new(&self.settings, update, learning_rate, factor);
-                    runs(p, g, first, second, |p, g, m, v| small_run(p, g, m, v, &rates));
-                }
-                (
-                    State::EightBit {
-                        first,
-                        first_largest,
-                        second,
-                        second_largest,
-                    },
-                    _,
-                ) => {
-                    let rates = adamw_8bit::Rates::new(&self.settings, update, learning_rate, factor);
-                    let blocks = (p.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK)))
-                        .zip(first.par_chunks_mut(BLOCK).zip(first_largest))
-                        .zip(second.par_chunks_mut(BLOCK).zip(second_largest));
-                    blocks
-                        .with_min_len(RUN / BLOCK)
-                        .for_each(|(((p, g), (codes1, largest1)), (codes2, largest2))| {
-                            let block = Block {
-                                p,
-                                g,
-                                first: Quantized {
-                                    codes: codes1,
-                                    largest: largest1,
-                                },
-                                second: Quantized {
-                                    codes: codes2,
-                                    largest: largest2,
-                                },
-                            };
-                            adamw_8bit::update(block, &rates, &self.codes);
-                        });
-                }
-            }
+            self.apply(
+                index,
+                (&mut weights[index], &gradients[index]),
+                update,
+                learning_rate,
+                factor,
+            );
         }
         Ok(Updated {
             grad_norm,
             skipped: false,
         })
+    }
+
+    /// The update of one weight by itself, clipped by its own norm and rounded to bf16: [`LowMemory`]. Its gradient's sum
+    /// of squares, none where its group has no learning rate. One that is not finite changes nothing.
+    pub fn update_one(
+        &mut self,
+        params: &ParamTable,
+        index: usize,
+        (weight, gradient): (&mut [f32], &[f32]),
+        update: &Update,
+        LowMemory { seed }: LowMemory,
+    ) -> Result<Option<f64>> {
+        self.prepare(params)?;
+        let Some(&learning_rate) = update.learning_rates.get(&params.params[index].group) else {
+            return Ok(None);
+        };
+        let squares = sum_of_squares(gradient);
+        let norm = squares.sqrt() / update.loss_scale;
+        if !norm.is_finite() {
+            return Ok(Some(squares));
+        }
+        let factor = clip_factor(norm, update.max_grad_norm) / update.loss_scale;
+        self.apply(index, (weight, gradient), update, learning_rate, factor);
+        let key = rounding::key_of_tensor(rounding::key(seed, update.number), index as u32);
+        (weight.par_chunks_mut(RUN).enumerate()).for_each(|(run, values)| round_run(values, key, (run * RUN) as u32));
+        Ok(Some(squares))
+    }
+
+    fn apply(&mut self, index: usize, (p, g): (&mut [f32], &[f32]), update: &Update, learning_rate: f64, factor: f64) {
+        match (&mut self.states[index], self.settings.moments) {
+            (State::None, _) => {}
+            (State::F32 { first, second }, Moments::F32) => {
+                let rates = adamw::Rates::new(&self.settings, update, learning_rate, factor);
+                runs(p, g, first, second, |p, g, m, v| adamw_run(p, g, m, v, &rates));
+            }
+            (State::F32 { first, second }, Moments::EightBit) => {
+                let rates = adamw_8bit::Rates::new(&self.settings, update, learning_rate, factor);
+                runs(p, g, first, second, |p, g, m, v| small_run(p, g, m, v, &rates));
+            }
+            (
+                State::EightBit {
+                    first,
+                    first_largest,
+                    second,
+                    second_largest,
+                },
+                _,
+            ) => {
+                let rates = adamw_8bit::Rates::new(&self.settings, update, learning_rate, factor);
+                let blocks = (p.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK)))
+                    .zip(first.par_chunks_mut(BLOCK).zip(first_largest))
+                    .zip(second.par_chunks_mut(BLOCK).zip(second_largest));
+                blocks
+                    .with_min_len(RUN / BLOCK)
+                    .for_each(|(((p, g), (codes1, largest1)), (codes2, largest2))| {
+                        let block = Block {
+                            p,
+                            g,
+                            first: Quantized {
+                                codes: codes1,
+                                largest: largest1,
+                            },
+                            second: Quantized {
+                                codes: codes2,
+                                largest: largest2,
+                            },
+                        };
+                        adamw_8bit::update(block, &rates, &self.codes);
+                    });
+            }
+        }
     }
 
     /// The moments by `tensor.part`, little-endian.
@@ -286,6 +334,14 @@ vectorized! {
     fn small_run(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], rates: &adamw_8bit::Rates) {
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
             rates.apply(p, *g, m, v);
+        }
+    }
+}
+
+vectorized! {
+    fn round_run(values: &mut [f32], key: u32, from: u32) {
+        for (value, at) in values.iter_mut().zip(from..) {
+            *value = rounding::stochastic(*value, key, at);
         }
     }
 }

@@ -3,17 +3,20 @@
 //! Ours are row-major and cuBLASLt's column-major, so every product is computed as its transpose: what is `[rows, outputs]` to
 //! us is a column-major matrix of `outputs` by `rows`, and a bias over outputs is one over its rows.
 
+mod proposals;
+
 use std::{collections::HashMap, ffi::c_int, ffi::c_void, sync::Arc};
 
 use super::{
     super::session::Result,
     call::{Address, Element},
-    choices::{self, Choices},
+    choices::Choices,
     driver,
-    gpu::{Gpu, Lane, Memory},
-    graph,
+    gpu::{Gpu, Lane},
     library::{self, failed, library},
+    scratch::Scratch,
 };
+use proposals::Proposal;
 
 type Handle = *mut c_void;
 
@@ -71,26 +74,6 @@ fn describe(status: i32) -> String {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Algorithm([u64; 8]);
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Proposal {
-    algorithm: Algorithm,
-    workspace_bytes: usize,
-    status: i32,
-    waves: f32,
-    reserved: [i32; 4],
-}
-
-impl Proposal {
-    const EMPTY: Self = Self {
-        algorithm: Algorithm([0; 8]),
-        workspace_bytes: 0,
-        status: 1,
-        waves: 0.,
-        reserved: [0; 4],
-    };
-}
 
 /// Which product of a linear layer with `x` `[rows, inputs]` and `w` `[outputs, inputs]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -184,13 +167,12 @@ unsafe impl Sync for Blas {}
 
 /// What algorithms may ask for.
 const WORKSPACE_LIMIT: usize = 64 << 20;
-const PROPOSALS: usize = 12;
 
 impl Blas {
     /// # Errors
     /// When the library is missing or does not start.
     pub fn open(gpu: &Arc<Gpu>) -> Result<Arc<Self>> {
-        let found = library::find(&library::BLAS)?;
+        let found = library::find(library::blas_for(gpu.card.driver))?;
         // SAFETY: the function is as its header says; it takes nothing and only answers.
         let version: unsafe extern "C" fn() -> usize =
             unsafe { library::function(&found.library, "cublasLtGetVersion")? };
@@ -262,57 +244,13 @@ impl Blas {
             _ if !choices.timed => 0,
             _ => {
                 let position = plan.fastest(&proposals, scratch)?;
-                choices.set(name, position);
+                choices.set(name.clone(), position);
                 position
             }
         };
+        choices.note(name, position);
         plan.take(&proposals[position]);
         Ok(plan)
-    }
-
-    fn proposals(&self, plan: &Plan) -> Result<Vec<Proposal>> {
-        // Heuristics look at the bias's presence, not at where it is.
-        let description = self.description(&plan.shape, plan.transposed, Address(256))?;
-        let mut preference = std::ptr::null_mut();
-        let mut proposals = [Proposal::EMPTY; PROPOSALS];
-        let mut count = 0;
-        let (limit, schemes) = (WORKSPACE_LIMIT, REDUCE_IN_F32);
-        let [a, b, c] = plan.layouts;
-        // SAFETY: handles are ours, results go to locals of the counts that are given.
-        let asked = unsafe {
-            self.lt.cublasLtMatmulPreferenceCreate(&mut preference)?;
-            let set = |attribute, value: *const c_void, bytes| {
-                (self.lt).cublasLtMatmulPreferenceSetAttribute(preference, attribute, value, bytes)
-            };
-            set(MAX_WORKSPACE_BYTES, (&raw const limit).cast(), size_of::<usize>())
-                .and_then(|()| set(REDUCTION_SCHEMES, (&raw const schemes).cast(), size_of::<u32>()))
-                .and_then(|()| {
-                    self.lt.cublasLtMatmulAlgoGetHeuristic(
-                        self.handle,
-                        description.handle,
-                        a,
-                        b,
-                        c,
-                        c,
-                        preference,
-                        PROPOSALS as c_int,
-                        proposals.as_mut_ptr(),
-                        &mut count,
-                    )
-                })
-        };
-        // SAFETY: nobody uses it any more.
-        unsafe { self.lt.cublasLtMatmulPreferenceDestroy(preference)? };
-        let name = plan.shape.name();
-        asked.map_err(|source| failed(&format!("cuBLASLt on {name}"), source.to_string()))?;
-        let usable: Vec<Proposal> = (proposals[..count as usize].iter())
-            .filter(|proposal| proposal.status == 0)
-            .copied()
-            .collect();
-        if usable.is_empty() {
-            return Err(failed(&format!("cuBLASLt on {name}"), "has no algorithm"));
-        }
-        Ok(usable)
     }
 }
 
@@ -352,37 +290,6 @@ impl Plan {
     fn take(&mut self, proposal: &Proposal) {
         self.algorithm = proposal.algorithm;
         self.workspace_bytes = proposal.workspace_bytes;
-    }
-
-    /// Tries all proposals on memory of its own.
-    fn fastest(&mut self, proposals: &[Proposal], scratch: &mut Scratch) -> Result<usize> {
-        if proposals.len() == 1 {
-            return Ok(0);
-        }
-        let (bytes, lens) = (self.shape.element.bytes(), self.shape.lens());
-        let bias = self.shape.outputs;
-        let sizes = [lens[0], lens[1], lens[2], bias].map(|len| len * bytes);
-        let workspace = proposals
-            .iter()
-            .map(|proposal| proposal.workspace_bytes)
-            .max()
-            .unwrap_or(0);
-        let [a, b, result, bias, workspace] = scratch.places([sizes[0], sizes[1], sizes[2], sizes[3], workspace])?;
-        let plus = result;
-        let operands = Operands {
-            a,
-            b,
-            bias,
-            plus,
-            result,
-        };
-        let mut times = Vec::new();
-        for proposal in proposals {
-            self.take(proposal);
-            times.push(graph::time(&self.blas.gpu, || self.run(&operands, workspace, Lane::Main)).ok());
-        }
-        let name = self.shape.name();
-        choices::best(&times).ok_or_else(|| failed(&format!("cuBLASLt on {name}"), "has no algorithm that works"))
     }
 
     /// Puts the product on a lane.
@@ -457,6 +364,11 @@ impl Plans {
         }
     }
 
+    /// Programs that were made of them keep theirs.
+    pub fn forget(&mut self) {
+        self.plans.clear();
+    }
+
     /// # Errors
     /// When the library has no way to compute it.
     pub fn of(&mut self, shape: Shape, choices: &mut Choices, scratch: &mut Scratch) -> Result<Arc<Plan>> {
@@ -466,42 +378,5 @@ impl Plans {
         let plan = Arc::new(self.blas.plan(shape, choices, scratch)?);
         self.plans.insert(shape, plan.clone());
         Ok(plan)
-    }
-}
-
-/// Memory for trying algorithms out, which grows as it is asked for more.
-pub(super) struct Scratch {
-    gpu: Arc<Gpu>,
-    memory: Option<Memory>,
-}
-
-impl Scratch {
-    pub fn new(gpu: &Arc<Gpu>) -> Self {
-        Self {
-            gpu: gpu.clone(),
-            memory: None,
-        }
-    }
-
-    /// Places of those sizes, filled with small numbers.
-    ///
-    /// # Errors
-    /// When the GPU has no memory left.
-    pub fn places<const N: usize>(&mut self, bytes: [usize; N]) -> Result<[Address; N]> {
-        let padded = bytes.map(|bytes| bytes.next_multiple_of(super::super::plan::ALIGNMENT));
-        let wanted = padded.iter().sum();
-        if self.memory.as_ref().is_none_or(|memory| memory.bytes < wanted) {
-            self.memory = None;
-            let memory = Memory::new(&self.gpu, wanted, "trying algorithms")?;
-            // 0x3c3c is about 1 in fp16, 0.01 in bf16 and f32.
-            memory.fill(0x3c)?;
-            self.memory = Some(memory);
-        }
-        let mut at = self.memory.as_ref().map_or(Address::NONE, |memory| memory.address);
-        Ok(padded.map(|bytes| {
-            let place = at;
-            at = at.offset(bytes);
-            place
-        }))
     }
 }

@@ -33,8 +33,14 @@ pub(super) fn to_bytes(values: &[f32], element: Element, bytes: &mut [u8]) {
 }
 
 pub(super) fn from_bytes(bytes: &[u8], element: Element) -> Vec<f32> {
+    let mut values = vec![0f32; bytes.len() / element.bytes()];
+    read_bytes(bytes, element, &mut values);
+    values
+}
+
+/// As many of them as `values` has room for.
+pub(super) fn read_bytes(bytes: &[u8], element: Element, values: &mut [f32]) {
     let width = element.bytes();
-    let mut values = vec![0f32; bytes.len() / width];
     let parts = values.par_chunks_mut(RUN).zip(bytes.par_chunks(RUN * width));
     parts.for_each(|(values, bytes)| match element {
         Element::F32 => {
@@ -55,7 +61,6 @@ pub(super) fn from_bytes(bytes: &[u8], element: Element) -> Vec<f32> {
             }
         }
     });
-    values
 }
 
 #[cfg(test)]

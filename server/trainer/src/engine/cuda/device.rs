@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    super::session::Result,
+    super::session::{Algorithms, Result},
     blas::{self, Blas},
     call::Element,
     choices::Choices,
@@ -22,6 +22,16 @@ pub(super) struct Libraries {
     pub linear: blas::Plans,
     pub conv: dnn::Plans,
     pub choices: Choices,
+}
+
+impl Libraries {
+    /// Plans that were made of other algorithms are made again.
+    pub fn prefer(&mut self, algorithms: &Algorithms) {
+        if self.choices.prefer(algorithms) {
+            self.linear.forget();
+            self.conv.forget();
+        }
+    }
 }
 
 impl std::fmt::Debug for Device {
@@ -88,9 +98,17 @@ impl Device {
     /// # Errors
     /// What the driver answers.
     pub fn used_bytes(&self) -> Result<u64> {
-        self.gpu.enter()?;
-        let (free, total) = self.gpu.memory()?;
+        let (free, total) = self.memory()?;
         Ok(total - free)
+    }
+
+    /// Free and total bytes of the GPU's memory, as the driver counts them for all programs together.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        self.gpu.enter()?;
+        self.gpu.memory()
     }
 
     pub(super) fn libraries(&self) -> MutexGuard<'_, Libraries> {

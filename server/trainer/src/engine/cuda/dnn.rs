@@ -5,7 +5,6 @@ use std::{collections::HashMap, ffi::c_int, ffi::c_void, sync::Arc};
 
 use super::{
     super::{ir::Window, session::Result},
-    blas::Scratch,
     call::{Address, Element},
     choices::{self, Choices},
     descriptor::{Descriptor, attribute, number, object},
@@ -13,6 +12,7 @@ use super::{
     gpu::{Gpu, Lane},
     graph,
     library::{self, failed, library},
+    scratch::Scratch,
 };
 
 pub(super) type Handle = *mut c_void;
@@ -258,6 +258,7 @@ impl Dnn {
         if let Some(position) = choices.get(&name).filter(|&position| position < configurations.len())
             && let Ok(plan) = self.executable(&configurations[position], shape)
         {
+            choices.note(name, position);
             return Ok(plan);
         }
         // Positions in the whole list, so that a remembered one needs no other to be tried.
@@ -272,23 +273,25 @@ impl Dnn {
         }
         if !choices.timed {
             let first = plans.into_iter().next();
-            return first
-                .map(|(_, plan)| plan)
-                .ok_or_else(|| refused("has no deterministic algorithm"));
+            let (position, plan) = first.ok_or_else(|| refused("has no deterministic algorithm"))?;
+            choices.note(name, position);
+            return Ok(plan);
         }
         let bytes = |dims: [usize; 4]| dims.iter().product::<usize>() * shape.element.bytes();
         let workspace = plans.iter().map(|(_, plan)| plan.workspace_bytes).max().unwrap_or(0);
         let [x, w, y, workspace] = scratch.places([bytes(shape.x), bytes(shape.w()), bytes(shape.y), workspace])?;
         let mut times = Vec::new();
         for (_, plan) in &plans {
+            let best = choices::least(&times);
             let timed = plan
                 .bind(Operands { x, w, y }, workspace)
-                .and_then(|bound| graph::time(&self.gpu, || plan.run(&bound, Lane::Main)));
+                .and_then(|bound| graph::time_against(best, &self.gpu, || plan.run(&bound, Lane::Main)));
             times.push(timed.ok());
         }
         let best = choices::best(&times).ok_or_else(|| refused("has no deterministic algorithm"))?;
         let (position, plan) = plans.swap_remove(best);
-        choices.set(name, position);
+        choices.set(name.clone(), position);
+        choices.note(name, position);
         Ok(plan)
     }
 
@@ -387,6 +390,11 @@ impl Plans {
             dnn,
             plans: HashMap::new(),
         }
+    }
+
+    /// Programs that were made of them keep theirs.
+    pub fn forget(&mut self) {
+        self.plans.clear();
     }
 
     /// # Errors

@@ -14,16 +14,36 @@ use super::{
 /// Kernels by source file, each an image with machine code for several kinds of GPU.
 type Images = &'static [(&'static str, &'static [u8])];
 
+/// What the kernels were compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Built {
+    capability: (i32, i32),
+    /// A driver compiles it when it is loaded, for this capability or a later one.
+    ptx: bool,
+}
+
 #[cfg(feature = "cuda")]
-const IMAGES: Images = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+const KERNELS: (Images, &[Built]) = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 #[cfg(not(feature = "cuda"))]
-const IMAGES: Images = &[];
+const KERNELS: (Images, &[Built]) = (&[], &[]);
+
+/// Which of the kernels that there are a driver takes for a card: machine code runs on cards of its own major number that are
+/// not older, PTX on any that is not, and machine code is taken first. `ptx_alone`: it is passed over.
+fn taken(built: &[Built], card: (i32, i32), ptx_alone: bool) -> Option<Built> {
+    let runs = |one: &&Built| one.capability <= card && (one.ptx || (one.capability.0 == card.0 && !ptx_alone));
+    let fits = built.iter().filter(runs);
+    fits.max_by_key(|one| (!one.ptx, one.capability)).copied()
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Card {
     pub name: String,
     /// Compute capability, such as (9, 0).
     pub capability: (i32, i32),
+    /// That of the kernels that it runs, which can be less; without kernels its own.
+    pub kernels: (i32, i32),
+    /// The driver has compiled those kernels for it.
+    pub compiled_by_driver: bool,
     pub multiprocessors: usize,
     pub memory_bytes: u64,
     /// The newest CUDA that the driver knows, such as 13000.
@@ -31,9 +51,14 @@ pub struct Card {
 }
 
 impl Card {
-    /// Ampere and later compute in bf16.
+    /// Ampere and later compute in bf16, with kernels that do.
     pub fn has_bf16(&self) -> bool {
-        self.capability.0 >= 8
+        self.kernels.0 >= 8
+    }
+
+    /// Hopper and later set up a kernel while the one before it still runs, where kernels wait by themselves for what came before.
+    fn overlaps_launches(&self) -> bool {
+        self.kernels.0 >= 9
     }
 }
 
@@ -76,7 +101,7 @@ impl Gpu {
     /// # Errors
     /// When there is no driver or no GPU, or this build has no kernels.
     pub fn open() -> Result<Arc<Self>> {
-        if IMAGES.is_empty() {
+        if KERNELS.0.is_empty() {
             return Err(failed(
                 "the GPU cannot be used",
                 "this build has no kernels for it; use likeness-trainer-cuda",
@@ -104,7 +129,7 @@ impl Gpu {
         unsafe {
             (gpu.driver).cuStreamCreateWithPriority(&mut gpu.stream, driver::NON_BLOCKING, driver::FIRST)?;
             (gpu.driver).cuStreamCreateWithPriority(&mut gpu.side, driver::NON_BLOCKING, driver::LAST)?;
-            for (file, image) in IMAGES {
+            for (file, image) in KERNELS.0 {
                 let mut module = std::ptr::null_mut();
                 let loaded = gpu.driver.cuModuleLoadData(&mut module, image.as_ptr().cast());
                 loaded.map_err(|source| failed(&format!("the kernels of {file}.cu"), source.to_string()))?;
@@ -223,8 +248,8 @@ impl Gpu {
             shared_bytes: call.shared_bytes,
             stream: self.stream(lane),
             attributes: &attribute,
-            // Hopper and later; every kernel of ours begins with `begin()`, which waits for what came before.
-            attribute_count: u32::from(early && self.card.capability.0 >= 9),
+            // Every kernel of ours begins with `begin()`.
+            attribute_count: u32::from(early && self.card.overlaps_launches()),
         };
         let (arguments, extra) = (pointers.as_mut_ptr(), std::ptr::null_mut());
         // SAFETY: the arguments are those that `calls` lists for this kernel; the driver copies all before it returns.
@@ -272,9 +297,15 @@ fn look(driver: &Driver) -> Result<(c_int, Card)> {
         }
     }
     let len = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    let capability = (attributes[0], attributes[1]);
+    // The driver's own switch.
+    let ptx_alone = std::env::var_os("CUDA_FORCE_PTX_JIT").is_some_and(|value| value == "1");
+    let built = taken(KERNELS.1, capability, ptx_alone);
     let card = Card {
+        kernels: built.map_or(capability, |built| built.capability),
+        compiled_by_driver: built.is_some_and(|built| built.ptx),
         name: String::from_utf8_lossy(&name[..len]).into_owned(),
-        capability: (attributes[0], attributes[1]),
+        capability,
         multiprocessors: attributes[2] as usize,
         memory_bytes: total as u64,
         driver: version,
@@ -441,5 +472,55 @@ impl Drop for Pinned {
             let _ = self.gpu.wait();
             let _ = self.gpu.driver.cuMemFreeHost(self.pointer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn built(list: &[((i32, i32), bool)]) -> Vec<Built> {
+        list.iter()
+            .map(|&(capability, ptx)| Built { capability, ptx })
+            .collect()
+    }
+
+    #[test]
+    fn a_card_takes_machine_code_of_its_kind_and_else_the_newest_ptx() {
+        let all = built(&[
+            ((7, 5), false),
+            ((8, 0), false),
+            ((8, 6), false),
+            ((9, 0), false),
+            ((9, 0), true),
+        ]);
+        let of = |card| taken(&all, card, false).map(|one| (one.capability, one.ptx));
+        assert_eq!(of((7, 5)), Some(((7, 5), false)));
+        assert_eq!(of((8, 7)), Some(((8, 6), false)));
+        assert_eq!(of((9, 0)), Some(((9, 0), false)));
+        assert_eq!(of((12, 0)), Some(((9, 0), true)));
+        assert_eq!(of((7, 0)), None);
+        let turing = built(&[((7, 5), true)]);
+        assert_eq!(taken(&turing, (9, 0), false), Some(turing[0]));
+        assert_eq!(taken(&turing, (7, 2), false), None);
+        let both = built(&[((9, 0), false), ((7, 5), true)]);
+        assert_eq!(taken(&both, (9, 0), false), Some(both[0]));
+        assert_eq!(taken(&both, (9, 0), true), Some(both[1]));
+    }
+
+    #[test]
+    fn what_a_card_computes_in_goes_by_its_kernels() {
+        let card = |kernels| Card {
+            name: String::new(),
+            capability: (9, 0),
+            kernels,
+            compiled_by_driver: false,
+            multiprocessors: 1,
+            memory_bytes: 0,
+            driver: 13000,
+        };
+        assert!(card((9, 0)).has_bf16() && card((9, 0)).overlaps_launches());
+        assert!(card((8, 0)).has_bf16() && !card((8, 0)).overlaps_launches());
+        assert!(!card((7, 5)).has_bf16());
     }
 }

@@ -140,22 +140,46 @@ impl Drop for Mark {
     }
 }
 
-/// Milliseconds that the GPU takes for `work`: the best of several replays of ten in a row, so that launches cost nothing.
+/// Milliseconds that the GPU takes for `work`: the best of several replays of ten in a row, so that launches cost nothing. What
+/// is clearly slower than `best` is not run so often, which tells as much.
 ///
 /// # Errors
 /// Whatever `work` answers.
-pub(super) fn time(gpu: &Arc<Gpu>, mut work: impl FnMut() -> Result<()>) -> Result<f32> {
+pub(super) fn time_against(best: f32, gpu: &Arc<Gpu>, mut work: impl FnMut() -> Result<()>) -> Result<f32> {
     const IN_A_ROW: usize = 10;
+    const HOPELESS: f32 = 2.;
+    /// Milliseconds that starting a single run may take beside the run itself.
+    const START: f32 = 0.03;
+    /// A replay that is so much slower than the best decides.
+    const SLOWER: f32 = 1.25;
     // Once outside of the recording: libraries load kernels on first use, which cannot be recorded.
     work()?;
-    let recording = Recording::new(gpu, || (0..IN_A_ROW).try_for_each(|_| work()))?;
     let (start, end) = (Mark::new(gpu)?, Mark::new(gpu)?);
-    let mut best = f32::INFINITY;
+    start.set(Lane::Main)?;
+    work()?;
+    end.set(Lane::Main)?;
+    let once = end.since(&start)?;
+    if once > HOPELESS * best + START {
+        return Ok(once);
+    }
+    let recording = Recording::new(gpu, || (0..IN_A_ROW).try_for_each(|_| work()))?;
+    let mut least = f32::INFINITY;
     for _ in 0..4 {
         start.set(Lane::Main)?;
         recording.replay()?;
         end.set(Lane::Main)?;
-        best = best.min(end.since(&start)?);
+        least = least.min(end.since(&start)? / IN_A_ROW as f32);
+        if least > SLOWER * best {
+            break;
+        }
     }
-    Ok(best / IN_A_ROW as f32)
+    Ok(least)
+}
+
+/// [`time_against`] nothing.
+///
+/// # Errors
+/// Whatever `work` answers.
+pub(super) fn time(gpu: &Arc<Gpu>, work: impl FnMut() -> Result<()>) -> Result<f32> {
+    time_against(f32::INFINITY, gpu, work)
 }

@@ -92,11 +92,33 @@ pub const BLAS: Wanted = Wanted {
     names: &["libcublasLt.so.13", "libcublasLt.so.12"],
     hint: "install the CUDA toolkit, or `pip install nvidia-cublas` (for drivers older than 580: nvidia-cublas-cu12)",
 };
+const BLAS_12: Wanted = Wanted {
+    title: "cuBLASLt",
+    names: &["libcublasLt.so.12"],
+    hint: "this driver runs CUDA 12: `pip install nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12`",
+};
 pub const DNN: Wanted = Wanted {
     title: "cuDNN",
     names: &["libcudnn.so.9"],
     hint: "install cuDNN 9, or `pip install nvidia-cudnn-cu13` (for drivers older than 580: nvidia-cudnn-cu12)",
 };
+
+/// cuBLASLt of a CUDA that the driver runs: `driver` is the newest, such as 13000. One that is newer would load and then fail.
+pub fn blas_for(driver: i32) -> &'static Wanted {
+    if driver < 13_000 { &BLAS_12 } else { &BLAS }
+}
+
+/// What a driver is good for, and what to install beside it.
+pub fn advice(driver: i32) -> &'static str {
+    match driver {
+        ..12_000 => "too old: install NVIDIA's driver, 525 or newer (580 or newer for CUDA 13)",
+        12_000..13_000 => {
+            "runs CUDA 12: it needs `pip install nvidia-cublas-cu12 nvidia-cudnn-cu12`, or CUDA 12's toolkit and cuDNN 9; \
+             driver 580 or newer runs CUDA 13"
+        }
+        _ => "runs CUDA 13: it needs `pip install nvidia-cublas nvidia-cudnn-cu13`, or CUDA 13's toolkit and cuDNN 9",
+    }
+}
 
 /// A library with the file it came from.
 pub struct Found {
@@ -109,8 +131,7 @@ pub struct Found {
 /// # Errors
 /// When it is nowhere; the error says what to install.
 pub fn find(wanted: &Wanted) -> Result<Found> {
-    // A library of the major version that the driver is too old for would load and then fail, so versions go with the
-    // order of names, and folders within.
+    // Versions go with the order of names, and folders within.
     let mut last = None;
     for name in wanted.names {
         let folders = folders();
@@ -196,4 +217,18 @@ fn python_packages() -> Vec<PathBuf> {
         text.lines().map(PathBuf::from).collect()
     };
     ANSWER.get_or_init(ask).clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_gets_libraries_that_it_runs() {
+        assert_eq!(blas_for(12_080).names, ["libcublasLt.so.12"]);
+        assert_eq!(blas_for(13_000).names[0], "libcublasLt.so.13");
+        assert!(advice(11_080).contains("525"));
+        assert!(advice(12_080).contains("cublas-cu12") && advice(12_080).contains("580"));
+        assert!(advice(13_010).contains("cudnn-cu13"));
+    }
 }

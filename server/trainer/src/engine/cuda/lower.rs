@@ -1,6 +1,6 @@
 //! What each instruction becomes on the GPU.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use super::{
     super::{
@@ -9,14 +9,16 @@ use super::{
         plan::{self, Area},
         session::Result,
     },
-    blas::{self, Scratch},
+    blas,
     call::{Address, Call, Element},
     calls::{attention, pointwise, sums},
     device::Libraries,
     dnn,
     gpu::Lane,
     library::failed,
+    scratch::Scratch,
     store::Store,
+    update::Optimizer,
     work::{Step, Work},
 };
 
@@ -35,6 +37,13 @@ pub(super) struct Lowering<'a> {
     pub store: &'a Store,
     pub element: Element,
     pub places: Places<'a>,
+    pub updates: Updates<'a>,
+}
+
+/// In low memory, the weights that are updated behind an instruction.
+pub(super) struct Updates<'a> {
+    pub optimizer: &'a Optimizer,
+    pub behind: &'a BTreeMap<usize, Vec<ParamId>>,
 }
 
 /// A program's work.
@@ -54,6 +63,9 @@ pub(super) struct Writing<'a, 'l> {
     workspace_bytes: usize,
 }
 
+/// The name of what updates weights.
+pub(super) const UPDATE: &str = "Update";
+
 /// Gradients of weights run beside the rest.
 pub(super) fn lane_of(op: &Op) -> Lane {
     match op {
@@ -70,7 +82,7 @@ impl Lowering<'_> {
             steps: Vec::new(),
             workspace_bytes: 0,
         };
-        for op in &self.program.code {
+        for (index, op) in self.program.code.iter().enumerate() {
             let mut writing = Writing {
                 of: self,
                 libraries,
@@ -83,20 +95,52 @@ impl Lowering<'_> {
             lowered.workspace_bytes = lowered.workspace_bytes.max(writing.workspace_bytes);
             let (lane, work) = (writing.lane, writing.work);
             let touched = operands(op);
-            let ranges = |ids: &[ValueId]| ids.iter().map(|&id| self.range(id)).collect();
+            let ranges = |ids: &[ValueId]| ids.iter().map(|&id| self.range(id)).collect::<Vec<_>>();
+            let mut writes = ranges(&touched.writes);
+            writes.extend(touched.trained_gradients(self.params).filter_map(|id| self.planned(id)));
             lowered.steps.push(Step {
                 name: op.name(),
                 lane,
                 work,
                 reads: ranges(&touched.reads),
-                writes: ranges(&touched.writes),
+                writes,
                 weights: (touched.weights.iter())
                     .map(|&id| self.store.weight_range(id))
                     .collect(),
                 gradients: touched.trained_gradients(self.params).next().is_some(),
+                updates: false,
             });
+            let behind = self.updates.behind.get(&index);
+            lowered.steps.extend(behind.map(|ids| self.update(ids)));
         }
         Ok(lowered)
+    }
+
+    /// The update of weights whose gradients are finished and that nobody reads any more: beside the rest, since nobody
+    /// waits for it.
+    fn update(&self, ids: &[ParamId]) -> Step {
+        let Updates { optimizer, .. } = self.updates;
+        let calls = ids.iter().flat_map(|&id| {
+            let gradient = self.gradient_at(Some(id));
+            optimizer.update_of(self.store, id, self.params.get(id), gradient)
+        });
+        Step {
+            name: UPDATE,
+            lane: Lane::Side,
+            work: calls.map(Work::Kernel).collect(),
+            reads: ids.iter().filter_map(|&id| self.planned(id)).collect(),
+            writes: Vec::new(),
+            weights: Vec::new(),
+            gradients: false,
+            updates: true,
+        }
+    }
+
+    /// Addresses of a gradient that lies among the values.
+    fn planned(&self, id: ParamId) -> Option<Range<u64>> {
+        let place = self.places.places.of_gradient(id)?;
+        let start = self.places.arena.offset(place.offset).0;
+        Some(start..start + place.bytes as u64)
     }
 
     pub fn at(&self, id: ValueId) -> Address {
@@ -154,7 +198,12 @@ impl Lowering<'_> {
 
     /// Of a weight's gradient; none where the weight is frozen.
     pub fn gradient_at(&self, id: Option<ParamId>) -> Address {
-        id.and_then(|id| self.store.gradient_at(id)).unwrap_or(Address::NONE)
+        self.gradient_of(id).unwrap_or(Address::NONE)
+    }
+
+    fn gradient_of(&self, id: Option<ParamId>) -> Option<Address> {
+        let planned = || self.planned(id?).map(|range| Address(range.start));
+        self.store.gradient_at(id?).or_else(planned)
     }
 }
 
@@ -264,7 +313,7 @@ impl Writing<'_, '_> {
                     inputs: self.of.channels(x),
                     outputs: self.of.channels(dy),
                 };
-                if let Some(result) = self.of.store.gradient_at(w) {
+                if let Some(result) = self.of.gradient_of(Some(w)) {
                     let operands = blas::Operands {
                         a: self.of.at(x),
                         b: self.of.at(dy),
@@ -326,7 +375,7 @@ impl Writing<'_, '_> {
                 window,
                 add,
             } => {
-                if let Some(result) = self.of.store.gradient_at(w) {
+                if let Some(result) = self.of.gradient_of(Some(w)) {
                     let shape = (self.of.map(x)?, self.of.map(dy)?, window);
                     let operands = dnn::Operands {
                         x: self.of.at(x),
@@ -344,8 +393,7 @@ impl Writing<'_, '_> {
 
     /// Sums over everything but the channels.
     fn bias_gradient(&mut self, bias: Option<ParamId>, dy: ValueId, add: bool) -> Result<()> {
-        let result = self.of.gradient_at(bias);
-        if result != Address::NONE {
+        if let Some(result) = self.of.gradient_of(bias) {
             let (element, size) = (self.of.element, [self.of.rows(dy), self.of.channels(dy)]);
             let workspace = self.room(sums::column_sums_workspace(element, size[0], size[1]));
             self.calls(sums::column_sums(element, self.of.at(dy), result, workspace, size, add));

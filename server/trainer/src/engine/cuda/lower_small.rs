@@ -6,7 +6,7 @@ use super::{
         session::Result,
     },
     call::Address,
-    calls::{embedding, group_norm, layer_norm, loss, pointwise, rearrange},
+    calls::{diffusion, embedding, group_norm, layer_norm, loss, pointwise, rearrange},
     lower::Writing,
     work::Work,
 };
@@ -128,6 +128,64 @@ impl Writing<'_, '_> {
                     add,
                 ));
             }
+            Op::Draw {
+                clock,
+                steps,
+                latents,
+                noise,
+                offsets,
+                timesteps,
+            } => {
+                let to = diffusion::Chance {
+                    latents: of.at(latents),
+                    noise: of.at(noise),
+                    offsets: of.maybe_at(offsets),
+                    timesteps: of.at(timesteps),
+                };
+                self.calls(diffusion::draw(&self.noise(noise), of.at(clock), &to, steps));
+            }
+            Op::Diffuse {
+                mean,
+                deviation,
+                latents,
+                noise,
+                offsets,
+                timesteps,
+                schedule,
+                times,
+                shares,
+                strengths,
+                velocity,
+                noisy,
+                target,
+                time,
+                weights,
+            } => {
+                let operands = [
+                    of.at(mean),
+                    of.at(deviation),
+                    of.at(latents),
+                    of.at(noise),
+                    of.maybe_at(offsets),
+                    of.at(timesteps),
+                    of.at(schedule),
+                    of.at(times),
+                    of.at(shares),
+                    of.at(strengths),
+                    of.at(noisy),
+                    of.at(time),
+                    of.at(target),
+                    of.at(weights),
+                ];
+                let (element, width) = (of.element_of(noisy), of.channels(time));
+                self.calls(diffusion::diffuse(
+                    element,
+                    &self.noise(noise),
+                    operands,
+                    width,
+                    velocity,
+                ));
+            }
             Op::Mse {
                 predicted,
                 target,
@@ -150,6 +208,15 @@ impl Writing<'_, '_> {
             _ => {}
         }
         Ok(())
+    }
+
+    fn noise(&self, noise: ValueId) -> diffusion::Shape {
+        let rows = self.of.dims(noise)[0];
+        diffusion::Shape {
+            rows,
+            count: self.of.len(noise) / rows,
+            channels: self.of.channels(noise),
+        }
     }
 
     fn embedding(&self, ids: ValueId, y: ValueId, [table, positions]: [ParamId; 2]) -> embedding::Shape {

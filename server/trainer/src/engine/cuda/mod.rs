@@ -4,6 +4,7 @@
 //! kernels (`calls`, over `server/trainer/kernels`), matrix products (`blas`), convolutions (`dnn`). `session` runs the lot, captured
 //! in one graph; `store` holds weights and gradients, `update` the optimizer.
 
+mod averages;
 mod blas;
 pub mod call;
 pub mod calls;
@@ -13,11 +14,13 @@ mod descriptor;
 pub mod device;
 mod dnn;
 mod driver;
+pub mod footprint;
 mod gpu;
 mod graph;
 pub mod library;
 mod lower;
 mod lower_small;
+mod scratch;
 pub mod selftest;
 pub mod session;
 mod store;

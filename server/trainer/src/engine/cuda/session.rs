@@ -1,35 +1,35 @@
 //! A session on an NVIDIA GPU.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+mod held;
+mod programs;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     super::{
         ir::{Kind, ParamId, ParamTable, Program, ValueId},
-        operands::operands,
-        plan::{ALIGNMENT, Places, plan_lingering},
-        session::{Data, EngineError, OptimizerSettings, ProgramId, Result, Session, Update, Updated},
-        verify::verify,
+        session::{
+            Algorithms, Data, EngineError, Moments, OptimizerSettings, ProgramId, Result, Session, Update, Updated,
+            given_back, no_averages, norm,
+        },
     },
-    blas::Scratch,
+    averages::Averages,
     call::{Address, Element},
     convert,
     device::Device,
-    gpu::{Lane, Memory, Pinned},
-    graph::{self, Recording},
+    gpu::{Memory, Pinned},
     library::failed,
-    lower::{Lowering, Places as Lowered, lane_of},
     store::Store,
     update::Optimizer,
-    work::{Ahead, List, workspace_bytes},
 };
+use programs::Compiled;
+pub(super) use programs::places;
 
 /// How a session computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
-    /// Of activations, gradients and the weights that networks read; masters are exact f32 whatever it is.
+    /// Of activations, gradients and the weights that networks read; masters are exact f32 whatever it is, but for low
+    /// memory, which is bf16 throughout.
     pub element: Element,
     pub optimizer: OptimizerSettings,
     /// Starts every kernel by itself in place of replaying a captured graph. Same bits, more time.
@@ -44,6 +44,7 @@ pub struct CudaSession {
     params: ParamTable,
     store: Store,
     optimizer: Optimizer,
+    averages: Option<Averages>,
     programs: Vec<Compiled>,
     /// Of all programs.
     arena: Memory,
@@ -57,31 +58,6 @@ pub struct CudaSession {
     due: bool,
 }
 
-struct Compiled {
-    program: Program,
-    places: Places,
-    kept: Memory,
-    /// Inputs on their way to the GPU, by name.
-    staging: BTreeMap<String, Pinned>,
-    /// Whose gradients it leaves.
-    trains: BTreeSet<ParamId>,
-    state: State,
-}
-
-/// What was made of a program for the memory that there is now.
-#[derive(Default)]
-struct State {
-    list: Option<List>,
-    /// The work ran once, so that libraries have loaded what they load on first use.
-    warm: bool,
-    ahead: Option<Ahead>,
-    alone: Option<Recording>,
-    with_update: Option<Recording>,
-}
-
-/// Instructions that the main lane may be ahead of what the side lane reads; each costs a little memory.
-const LINGER: usize = 4;
-
 impl CudaSession {
     /// Weights are zero until they are set.
     ///
@@ -94,11 +70,19 @@ impl CudaSession {
                 format!("{} does not compute in it; use fp16", device.card().name),
             ));
         }
+        let of_low_memory = settings.element == Element::Bf16 && settings.optimizer.moments == Moments::EightBit;
+        if settings.optimizer.low_memory.is_some() && !of_low_memory {
+            return Err(failed(
+                "low memory",
+                "it is bf16 with 8-bit moments on a GPU, and nothing else",
+            ));
+        }
         let gpu = &device.gpu;
         gpu.enter()?;
         Ok(Self {
-            store: Store::new(gpu, &params, settings.element, settings.optimizer.moments)?,
+            store: Store::new(gpu, &params, settings.element, &settings.optimizer)?,
             optimizer: Optimizer::new(gpu, settings.optimizer),
+            averages: None,
             programs: Vec::new(),
             arena: Memory::new(gpu, 0, "the activations")?,
             workspace: Memory::new(gpu, 0, "the workspace")?,
@@ -139,114 +123,19 @@ impl CudaSession {
         Ok(())
     }
 
-    /// Turns a program into work, and grows the memory that programs share to what it asks for. Programs that were
-    /// made for smaller memory are made again when they next run.
-    fn lower(&mut self, id: ProgramId) -> Result<()> {
-        if self.programs[id.0].state.list.is_some() {
-            return Ok(());
-        }
-        self.wait()?;
-        let (device, compiled) = (self.device.clone(), &self.programs[id.0]);
-        let (wanted, trains) = (compiled.places.arena_bytes, !compiled.trains.is_empty());
-        if trains {
-            self.store.hold_gradients(self.settings.poison)?;
-        }
-        let mut scratch = Scratch::new(&device.gpu);
-        let mut libraries = device.libraries();
-        // Once without places, for the algorithms and what they need; then for the memory that there is.
-        let dry = self
-            .lowering(id, [Address::NONE; 2])
-            .all(&mut libraries, &mut scratch)?;
-        drop(scratch);
-        libraries.choices.save();
-        let of_a_lane = (workspace_bytes(&dry.steps).max(dry.workspace_bytes)).next_multiple_of(ALIGNMENT);
-        let lanes = if dry.steps.iter().any(|step| step.lane == Lane::Side) {
-            2
-        } else {
-            1
-        };
-        let workspace = lanes * of_a_lane;
-        if self.arena.bytes < wanted || self.workspace.bytes < workspace {
-            for compiled in &mut self.programs {
-                compiled.state = State::default();
-            }
-            if self.arena.bytes < wanted {
-                self.arena = Memory::new(&device.gpu, 0, "")?;
-                self.arena = self.poisoned(Memory::new(&device.gpu, wanted, "the activations")?)?;
-            }
-            if self.workspace.bytes < workspace {
-                self.workspace = Memory::new(&device.gpu, 0, "")?;
-                self.workspace = self.poisoned(Memory::new(&device.gpu, workspace, "the workspace")?)?;
-            }
-        }
-        let mut scratch = Scratch::new(&device.gpu);
-        let workspaces = [self.workspace.address, self.workspace.address.offset(of_a_lane)];
-        let work = self.lowering(id, workspaces).all(&mut libraries, &mut scratch)?;
-        let list = List::new(&device.gpu, work.steps, workspaces)?;
-        self.programs[id.0].state.list = Some(list);
-        Ok(())
-    }
-
-    fn lowering(&self, id: ProgramId, workspaces: [Address; 2]) -> Lowering<'_> {
-        let Compiled {
-            program, places, kept, ..
-        } = &self.programs[id.0];
-        Lowering {
-            program,
-            params: &self.params,
-            store: &self.store,
-            element: self.settings.element,
-            places: Lowered {
-                places,
-                kept: kept.address,
-                arena: self.arena.address,
-                workspaces,
-            },
-        }
+    /// The averages and the weights, with nothing due that changes these.
+    fn averaged(&mut self) -> Result<(&Averages, &Store)> {
+        self.device.gpu.enter()?;
+        self.settle()?;
+        self.busy = true;
+        let averages = self.averages.as_ref().ok_or_else(no_averages)?;
+        Ok((averages, &self.store))
     }
 
     fn input(&self, program: ProgramId, name: &str) -> Result<ValueId> {
         let inputs = &self.programs[program.0].program.inputs;
         let missing = || EngineError::NoSuchValue(name.to_owned());
         inputs.get(name).copied().ok_or_else(missing)
-    }
-
-    /// Runs the work: by itself the first time and where that is asked for, else as a recording.
-    fn execute(&mut self, id: ProgramId, update: bool) -> Result<()> {
-        self.lower(id)?;
-        self.busy = true;
-        let (gpu, state) = (&self.device.gpu, &mut self.programs[id.0].state);
-        let State {
-            list,
-            warm,
-            ahead,
-            alone,
-            with_update,
-        } = state;
-        let Some(list) = list else {
-            return Err(failed("a program", "was not prepared"));
-        };
-        let optimizer = &self.optimizer;
-        if update && ahead.is_none() {
-            *ahead = Some(list.ahead(optimizer.pieces(&self.store))?);
-        }
-        let issue = || {
-            if update {
-                list.issue(ahead.as_ref())?;
-                optimizer.norm(!list.ends_waiting())
-            } else {
-                list.issue(None)
-            }
-        };
-        if self.settings.eager || !*warm {
-            *warm = true;
-            return issue();
-        }
-        let recording = if update { with_update } else { alone };
-        match recording {
-            Some(recording) => recording.replay(),
-            None => recording.insert(Recording::new(gpu, issue)?).replay(),
-        }
     }
 
     /// Every weight that `update` changes has to have got a gradient.
@@ -274,59 +163,6 @@ impl CudaSession {
         self.device.gpu.wait()?;
         Ok(&self.landing.slice()[..bytes])
     }
-
-    /// Milliseconds that the GPU takes for each instruction by itself, by the instruction's name, in program order; the
-    /// update, where there is one, comes last. Each is replayed a few dozen times, so that starting it costs nothing, on
-    /// whatever is in memory: what the session computed before is lost.
-    ///
-    /// # Errors
-    /// What the device answers.
-    pub fn profile(&mut self, id: ProgramId, update: Option<&Update>) -> Result<Vec<(&'static str, f32)>> {
-        self.device.gpu.enter()?;
-        self.settle()?;
-        self.lower(id)?;
-        self.wait()?;
-        let gpu = &self.device.gpu;
-        let Some(list) = &self.programs[id.0].state.list else {
-            return Err(failed("a program", "was not prepared"));
-        };
-        // First, because gradients that are not finite would be passed over.
-        let mut of_update = None;
-        if let Some(update) = update {
-            self.optimizer.prepare(&self.store, &self.params)?;
-            self.optimizer.set(update)?;
-            let update = || {
-                self.optimizer.norm(true)?;
-                self.optimizer.apply(&self.store)
-            };
-            of_update = Some(("Update", graph::time(gpu, update)?));
-        }
-        let mut times = list.time_each()?;
-        times.extend(of_update);
-        Ok(times)
-    }
-
-    /// Kernels and copies that one captured step of `id` is made of, update included; 0 before it was captured.
-    pub fn recorded_nodes(&self, id: ProgramId) -> usize {
-        self.programs[id.0]
-            .state
-            .with_update
-            .as_ref()
-            .map_or(0, |recording| recording.nodes)
-    }
-
-    /// What of the GPU's memory is held for what.
-    pub fn held_bytes(&self) -> BTreeMap<&'static str, u64> {
-        let kept: usize = self.programs.iter().map(|compiled| compiled.kept.bytes).sum();
-        let mut held = self.store.held_bytes();
-        held.extend([
-            ("moments", self.optimizer.held_bytes()),
-            ("activations", self.arena.bytes as u64),
-            ("workspace", self.workspace.bytes as u64),
-            ("inputs and outputs", kept as u64),
-        ]);
-        held
-    }
 }
 
 fn check_length(name: &str, want: usize, got: usize) -> Result<()> {
@@ -347,41 +183,7 @@ impl Session for CudaSession {
 
     fn compile(&mut self, program: Program) -> Result<ProgramId> {
         self.device.gpu.enter()?;
-        verify(&program, &self.params)?;
-        let element = self.settings.element;
-        let size_of = |kind| match kind {
-            Kind::Activation => element.bytes(),
-            Kind::F32 | Kind::Ids => 4,
-        };
-        let places = plan_lingering(&program, size_of, |op| match lane_of(op) {
-            Lane::Main => 0,
-            Lane::Side => LINGER,
-        });
-        let trains: BTreeSet<ParamId> = (program.code.iter())
-            .flat_map(|op| operands(op).trained_gradients(&self.params).collect::<Vec<_>>())
-            .collect();
-        let mut staging = BTreeMap::new();
-        for (name, &id) in &program.inputs {
-            let bytes = places.of(id).bytes;
-            staging.insert(name.clone(), Pinned::new(&self.device.gpu, bytes)?);
-        }
-        let kept = Memory::new(&self.device.gpu, places.kept_bytes, "inputs and outputs")?;
-        self.programs.push(Compiled {
-            kept: self.poisoned(kept)?,
-            program,
-            places,
-            staging,
-            trains,
-            state: State::default(),
-        });
-        let id = ProgramId(self.programs.len() - 1);
-        match self.lower(id) {
-            Ok(()) => Ok(id),
-            Err(error) => {
-                self.programs.pop();
-                Err(error)
-            }
-        }
+        self.plan(program)
     }
 
     fn program_bytes(&self, program: ProgramId) -> u64 {
@@ -389,11 +191,20 @@ impl Session for CudaSession {
         (places.kept_bytes + places.arena_bytes + self.workspace.bytes) as u64
     }
 
+    fn held_by_programs(&self) -> u64 {
+        (self.kept_bytes() + self.arena.bytes + self.workspace.bytes) as u64
+    }
+
+    fn release(&mut self, going_on: &[ProgramId]) -> Result<()> {
+        self.give_back(going_on)
+    }
+
     fn write(&mut self, program: ProgramId, input: &str, data: Data) -> Result<()> {
         self.device.gpu.enter()?;
         let id = self.input(program, input)?;
         // The last copy out of the same place may still be under way.
         self.wait()?;
+        self.hold(program)?;
         let compiled = &mut self.programs[program.0];
         let (value, place) = (compiled.program.value(id), compiled.places.of(id));
         let to = compiled.kept.address.offset(place.offset);
@@ -442,7 +253,7 @@ impl Session for CudaSession {
         self.optimizer.prepare(&self.store, &self.params)?;
         self.optimizer.set(update)?;
         self.execute(program, true)?;
-        self.due = true;
+        self.due = self.settings.optimizer.low_memory.is_none();
         let updated = self.optimizer.result()?;
         self.busy = false;
         Ok(updated)
@@ -453,6 +264,9 @@ impl Session for CudaSession {
         let compiled = &self.programs[program.0];
         let missing = || EngineError::NoSuchValue(output.to_owned());
         let id = *compiled.program.outputs.get(output).ok_or_else(missing)?;
+        if compiled.kept.bytes == 0 {
+            return Err(given_back(output));
+        }
         let (kind, place) = (compiled.program.value(id).kind, compiled.places.of(id));
         let from = compiled.kept.address.offset(place.offset);
         let element = if kind == Kind::Activation {
@@ -482,6 +296,12 @@ impl Session for CudaSession {
     fn gradient(&mut self, id: ParamId) -> Result<Vec<f32>> {
         self.device.gpu.enter()?;
         let param = self.params.get(id).clone();
+        if self.settings.optimizer.low_memory.is_some() {
+            return Err(failed(
+                &format!("the gradient of `{}`", param.name),
+                "is gone: it was used up in low memory",
+            ));
+        }
         let Some(from) = self.store.gradient_at(id) else {
             let (want, name) = (param.len(), param.name);
             return Err(EngineError::Length { name, want, got: 0 });
@@ -491,6 +311,55 @@ impl Session for CudaSession {
             self.fetch(from, param.len() * element.bytes())?,
             element,
         ))
+    }
+
+    fn gradient_norm(&mut self, id: ParamId) -> Result<f64> {
+        self.device.gpu.enter()?;
+        if self.settings.optimizer.low_memory.is_none() {
+            return Ok(norm(&self.gradient(id)?));
+        }
+        self.wait()?;
+        self.optimizer.gradient_norm(id)
+    }
+
+    fn keep_averages(&mut self) -> Result<()> {
+        if self.settings.optimizer.low_memory.is_some() {
+            return Err(no_averages());
+        }
+        self.device.gpu.enter()?;
+        self.settle()?;
+        self.averages = None;
+        self.averages = Some(Averages::new(&self.device.gpu, &self.store)?);
+        self.busy = true;
+        Ok(())
+    }
+
+    fn follow_weights(&mut self, fresh: f32) -> Result<()> {
+        let (averages, store) = self.averaged()?;
+        averages.follow(store, fresh)
+    }
+
+    fn exchange_averages(&mut self) -> Result<()> {
+        let (averages, store) = self.averaged()?;
+        averages.exchange(store)
+    }
+
+    fn average(&mut self, id: ParamId) -> Result<Vec<f32>> {
+        let (averages, store) = self.averaged()?;
+        averages.get(store, id)
+    }
+
+    fn set_average(&mut self, id: ParamId, values: &[f32]) -> Result<()> {
+        let (averages, store) = self.averaged()?;
+        averages.set(store, id, values)
+    }
+
+    fn algorithms(&self) -> Option<Algorithms> {
+        Some(self.device.libraries().choices.used())
+    }
+
+    fn prefer(&mut self, algorithms: &Algorithms) {
+        self.device.libraries().prefer(algorithms);
     }
 
     fn moments(&mut self) -> Result<BTreeMap<String, Vec<u8>>> {

@@ -1,7 +1,8 @@
 //! Weights and gradients on the GPU: one flat block each, so that the optimizer goes over all of them in one launch.
 //!
 //! A trained weight is kept as the 16-bit copy that networks read and the rest of its exact f32 value; nothing is kept
-//! twice. Frozen weights have only the copy.
+//! twice. Frozen weights have only the copy, and so have all in low memory, where gradients have no block either: they lie
+//! among the activations.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -9,7 +10,7 @@ use super::{
     super::{
         ir::{ParamId, ParamTable},
         optim::adamw_8bit::{BLOCK, SMALL},
-        session::{Moments, Result},
+        session::{Moments, OptimizerSettings, Result},
     },
     call::{Address, Element},
     calls::master,
@@ -81,6 +82,33 @@ impl Layout {
         self.slots[id.0 as usize]
     }
 
+    /// Of the copies that networks read.
+    pub fn copy_bytes(&self, element: Element) -> usize {
+        self.all * element.bytes()
+    }
+
+    /// Of what trained copies lack; in low memory nothing is kept of it.
+    pub fn rest_bytes(&self, element: Element, low_memory: bool) -> usize {
+        if low_memory {
+            return 0;
+        }
+        self.trained * master::rest_bytes(element)
+    }
+
+    pub fn gradient_bytes(&self, element: Element) -> usize {
+        self.trained * element.bytes()
+    }
+
+    /// Elements that go between host and GPU at a time.
+    fn chunk(&self) -> usize {
+        self.slots.iter().map(|slot| slot.len).max().unwrap_or(0).min(CHUNK)
+    }
+
+    /// Of all that a store holds before there are gradients.
+    pub fn weight_bytes(&self, element: Element, low_memory: bool) -> usize {
+        self.copy_bytes(element) + self.rest_bytes(element, low_memory) + 4 * self.chunk()
+    }
+
     /// Elements of all trained weights with coded moments in runs of whole weights, each of `len` at least, but for the last.
     pub fn runs(&self, len: usize) -> Vec<Range<usize>> {
         let coded = |slot: &&Slot| (self.exact..self.trained).contains(&slot.start);
@@ -99,7 +127,7 @@ impl Layout {
     }
 }
 
-/// Elements that go between host and GPU at a time.
+/// At most so many elements go between host and GPU at a time.
 const CHUNK: usize = 4 << 20;
 
 pub(super) struct Store {
@@ -107,8 +135,9 @@ pub(super) struct Store {
     pub element: Element,
     pub layout: Layout,
     pub weights: Memory,
-    /// What the copies of trained weights lack of their f32 value; nothing in f32.
+    /// What the copies of trained weights lack of their f32 value; nothing in f32, and in low memory.
     pub rests: Memory,
+    low_memory: bool,
     pub gradients: Option<Memory>,
     /// A chunk in f32 on its way, on both sides.
     passing: Memory,
@@ -118,22 +147,20 @@ pub(super) struct Store {
 impl Store {
     /// # Errors
     /// When the weights do not fit.
-    pub fn new(gpu: &Arc<Gpu>, params: &ParamTable, element: Element, moments: Moments) -> Result<Self> {
-        let layout = Layout::new(params, moments);
-        let weights = Memory::new(gpu, layout.all * element.bytes(), "the weights")?;
-        let rests = Memory::new(
-            gpu,
-            layout.trained * master::rest_bytes(element),
-            "the weights' exact values",
-        )?;
+    pub fn new(gpu: &Arc<Gpu>, params: &ParamTable, element: Element, settings: &OptimizerSettings) -> Result<Self> {
+        let layout = Layout::new(params, settings.moments);
+        let low_memory = settings.low_memory.is_some();
+        let weights = Memory::new(gpu, layout.copy_bytes(element), "the weights")?;
+        let rests = Memory::new(gpu, layout.rest_bytes(element, low_memory), "the weights' exact values")?;
         weights.fill(0)?;
         rests.fill(0)?;
-        let longest = layout.slots.iter().map(|slot| slot.len).max().unwrap_or(0).min(CHUNK);
+        let longest = layout.chunk();
         Ok(Self {
             gpu: gpu.clone(),
             element,
             weights,
             rests,
+            low_memory,
             gradients: None,
             passing: Memory::new(gpu, longest * 4, "the weights' way in")?,
             staging: Pinned::new(gpu, longest * 4)?,
@@ -157,23 +184,23 @@ impl Store {
         start..end
     }
 
-    /// `None` when the weight is frozen.
+    /// `None` when the weight is frozen, and in low memory.
     pub fn gradient_at(&self, id: ParamId) -> Option<Address> {
         let slot = self.layout.slot(id);
         let gradients = self.gradients.as_ref().filter(|_| slot.trained)?;
         Some(gradients.address.offset(slot.start * self.element.bytes()))
     }
 
-    /// Makes room for gradients when the first program computes some.
+    /// Makes room for gradients when the first program computes some; not in low memory.
     ///
     /// # Errors
     /// When they do not fit.
     pub fn hold_gradients(&mut self, poison: bool) -> Result<()> {
-        if self.gradients.is_some() {
+        if self.gradients.is_some() || self.low_memory {
             return Ok(());
         }
         let width = self.element.bytes();
-        let gradients = Memory::new(&self.gpu, self.layout.trained * width, "the gradients")?;
+        let gradients = Memory::new(&self.gpu, self.layout.gradient_bytes(self.element), "the gradients")?;
         // Gaps stay zero, so that the norm and the update may pass over everything.
         gradients.fill(0)?;
         if poison {
@@ -188,18 +215,14 @@ impl Store {
     /// # Errors
     /// What the driver answers.
     pub fn set_weight(&mut self, id: ParamId, values: &[f32]) -> Result<()> {
-        let (slot, copy, rest) = self.places(id);
+        let (_, copy, rest) = self.places(id);
         for (index, values) in values.chunks(CHUNK).enumerate() {
             // The chunk before is still being read.
             self.gpu.wait()?;
             convert::to_bytes(values, Element::F32, &mut self.staging.slice()[..values.len() * 4]);
             self.staging.send(self.passing.address, values.len() * 4)?;
             let at = index * CHUNK;
-            let rest = if slot.trained {
-                rest.offset(at * master::rest_bytes(self.element))
-            } else {
-                Address::NONE
-            };
+            let rest = rest.map_or(Address::NONE, |rest| rest.offset(at * master::rest_bytes(self.element)));
             let copy = copy.offset(at * self.element.bytes());
             for call in master::split(self.element, self.passing.address, copy, rest, values.len()) {
                 self.gpu.launch(&call)?;
@@ -212,29 +235,27 @@ impl Store {
     /// What the driver answers.
     pub fn weight(&mut self, id: ParamId) -> Result<Vec<f32>> {
         let (slot, copy, rest) = self.places(id);
-        let mut values = Vec::with_capacity(slot.len);
-        for at in (0..slot.len).step_by(CHUNK) {
-            let len = CHUNK.min(slot.len - at);
-            let rest = if slot.trained {
-                rest.offset(at * master::rest_bytes(self.element))
-            } else {
-                Address::NONE
-            };
+        let mut values = vec![0f32; slot.len];
+        for (at, values) in (0..).step_by(CHUNK).zip(values.chunks_mut(CHUNK)) {
+            let len = values.len();
+            let rest = rest.map_or(Address::NONE, |rest| rest.offset(at * master::rest_bytes(self.element)));
             let copy = copy.offset(at * self.element.bytes());
             for call in master::join(self.element, copy, rest, self.passing.address, len) {
                 self.gpu.launch(&call)?;
             }
             self.staging.fetch(self.passing.address, len * 4)?;
             self.gpu.wait()?;
-            values.extend(convert::from_bytes(&self.staging.slice()[..len * 4], Element::F32));
+            convert::read_bytes(&self.staging.slice()[..len * 4], Element::F32, values);
         }
         Ok(values)
     }
 
-    fn places(&self, id: ParamId) -> (Slot, Address, Address) {
+    /// Its slot, its copy, and where it has one its rest.
+    fn places(&self, id: ParamId) -> (Slot, Address, Option<Address>) {
         let slot = self.layout.slot(id);
         let rest = self.rests.address.offset(slot.start * master::rest_bytes(self.element));
-        (slot, self.weight_at(id), rest)
+        let has_rest = slot.trained && !self.low_memory;
+        (slot, self.weight_at(id), has_rest.then_some(rest))
     }
 
     pub fn held_bytes(&self) -> BTreeMap<&'static str, u64> {

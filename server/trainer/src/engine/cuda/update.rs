@@ -4,16 +4,19 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     super::{
-        ir::{ParamId, ParamTable},
+        ir::{Param, ParamId, ParamTable},
         optim::adamw_8bit::BLOCK,
         session::{EngineError, Moments, OptimizerSettings, Result, Update, Updated},
     },
     call::{Address, Call, Element},
-    calls::optimizer::{self, Arena},
+    calls::{
+        low_memory,
+        optimizer::{self, Arena},
+    },
     convert,
     gpu::{Gpu, Lane, Memory, Pinned},
     library::failed,
-    store::Store,
+    store::{Layout, Store},
     work::Piece,
 };
 
@@ -35,6 +38,8 @@ struct State {
     second_largest: Memory,
     slip: Memory,
     due: Memory,
+    /// In low memory, of each weight's gradient, F32: what the last update saw.
+    squares: Memory,
     /// Only held.
     _rest: [Memory; 3],
     departing: Pinned,
@@ -46,11 +51,38 @@ struct State {
 /// Of an update that runs beside a step: many enough that the first instructions need not wait long.
 const PIECES: usize = 32;
 
+/// Code of zero among first moments.
+const NOTHING: u8 = 127;
+
 /// A part of a weight's moments, under the name that torch or bitsandbytes gives it.
 struct Part {
     name: &'static str,
     at: Address,
     bytes: usize,
+}
+
+/// Bytes of each of [`State`]'s moments.
+struct Sizes {
+    exact: usize,
+    codes: usize,
+    largest: usize,
+}
+
+impl Sizes {
+    fn of(layout: &Layout) -> Self {
+        let coded = layout.trained - layout.exact;
+        Self {
+            exact: 4 * layout.exact,
+            codes: coded,
+            largest: 4 * (coded / BLOCK),
+        }
+    }
+}
+
+/// Bytes that the optimizer of weights that lie so is going to hold.
+pub(super) fn moment_bytes(layout: &Layout) -> usize {
+    let Sizes { exact, codes, largest } = Sizes::of(layout);
+    2 * (exact + codes + largest)
 }
 
 impl Optimizer {
@@ -67,35 +99,41 @@ impl Optimizer {
     /// # Errors
     /// When they do not fit.
     pub fn prepare(&mut self, store: &Store, params: &ParamTable) -> Result<()> {
-        let Some(gradients) = store.gradients.as_ref().filter(|_| self.state.is_none()) else {
+        let low_memory = self.settings.low_memory.is_some();
+        if self.state.is_some() || (store.gradients.is_none() && !low_memory) {
             return Ok(());
-        };
+        }
         let (exact, trained) = (store.layout.exact, store.layout.trained);
-        let (coded, blocks) = (trained - exact, (trained - exact) / BLOCK);
+        let sizes = Sizes::of(&store.layout);
         let room = |bytes| -> Result<Memory> {
             let memory = Memory::new(&self.gpu, bytes, "the optimizer")?;
             memory.fill(0)?;
             Ok(memory)
         };
-        let (first, second) = (room(4 * exact)?, room(4 * exact)?);
-        let (first_codes, second_codes) = (room(coded)?, room(coded)?);
-        let (first_largest, second_largest) = (room(4 * blocks)?, room(4 * blocks)?);
+        let (first, second) = (room(sizes.exact)?, room(sizes.exact)?);
+        let (first_codes, second_codes) = (room(sizes.codes)?, room(sizes.codes)?);
+        let (first_largest, second_largest) = (room(sizes.largest)?, room(sizes.largest)?);
         let mut owners = vec![0u8; trained / BLOCK];
         for (index, param) in params.params.iter().enumerate() {
             let slot = store.layout.slot(ParamId(index as u32));
             if slot.trained {
-                let blocks = slot.start / BLOCK..(slot.start + slot.len).div_ceil(BLOCK);
-                owners[blocks].fill(optimizer::group_index(param.group));
+                let (end, padded) = (slot.start + slot.len, (slot.start + slot.len).next_multiple_of(BLOCK));
+                owners[slot.start / BLOCK..padded / BLOCK].fill(optimizer::group_index(param.group));
+                if slot.start >= exact {
+                    // What no weight owns has to stay zero, also where a block's largest value is restored later.
+                    first_codes.fill_part(end - exact, padded - end, NOTHING)?;
+                }
             }
         }
         let (groups, tables) = (self.keep(&owners)?, self.keep(&optimizer::tables())?);
         let workspace = room(optimizer::WORKSPACE_BYTES)?;
         // All zero, which says that nothing is due.
         let (slip, due) = (room(optimizer::SLIP_BYTES)?, room(optimizer::SLIP_BYTES)?);
+        let squares = room(if low_memory { 4 * params.params.len() } else { 0 })?;
         let at = Arena {
             weights: store.weights.address,
             rests: store.rests.address,
-            gradients: gradients.address,
+            gradients: (store.gradients.as_ref()).map_or(Address::NONE, |gradients| gradients.address),
             first: first.address,
             second: second.address,
             first_codes: first_codes.address,
@@ -121,7 +159,11 @@ impl Optimizer {
             _rest: [groups, tables, workspace],
             departing: Pinned::new(&self.gpu, 4 * optimizer::NUMBERS)?,
             arriving: Pinned::new(&self.gpu, optimizer::RESULT_BYTES)?,
-            norm: optimizer::norm(store.element, &at, trained),
+            norm: match low_memory {
+                true => vec![optimizer::clip(&at, squares.address, params.params.len())],
+                false => optimizer::norm(store.element, &at, trained),
+            },
+            squares,
             at,
         });
         Ok(())
@@ -160,8 +202,55 @@ impl Optimizer {
         state.departing.send(state.slip.address, 4 * numbers.len())
     }
 
-    /// Puts the norm on the main lane; after it an update is due, unless a gradient is not finite. `early`: as
-    /// [`Gpu::launch_on`] says.
+    /// In low memory: comes before the list that updates within.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn begin(&self) -> Result<()> {
+        self.state.as_ref().map_or(Ok(()), |state| state.squares.fill(0))
+    }
+
+    /// In low memory: the update of one weight, given where its gradient is.
+    pub fn update_of(&self, store: &Store, id: ParamId, param: &Param, gradient: Address) -> Vec<Call> {
+        let Some(state) = &self.state else { return Vec::new() };
+        let parts: Vec<Address> = self.parts(store, id).iter().map(|part| part.at).collect();
+        let moments = match parts[..] {
+            [first, second] => low_memory::Moments::Exact([first, second]),
+            [first, first_largest, second, second_largest] => {
+                low_memory::Moments::Coded([first, first_largest, second, second_largest])
+            }
+            _ => return Vec::new(),
+        };
+        let index = id.0 as usize;
+        let tensor = low_memory::Tensor {
+            index,
+            group: param.group,
+            len: param.len(),
+            weight: store.weight_at(id),
+            gradient,
+            moments,
+            squares: state.squares.address.offset(4 * index),
+        };
+        low_memory::update(&state.at, &tensor)
+    }
+
+    /// In low memory: the norm of a weight's gradient as the last update saw it.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn gradient_norm(&mut self, id: ParamId) -> Result<f64> {
+        let gpu = self.gpu.clone();
+        let state = self.state()?;
+        state
+            .arriving
+            .fetch(state.squares.address.offset(4 * id.0 as usize), 4)?;
+        gpu.wait()?;
+        let squares = convert::from_bytes(&state.arriving.slice()[..4], Element::F32);
+        Ok(f64::from(squares[0]).sqrt())
+    }
+
+    /// Puts the norm on the main lane; after it an update is due, unless a gradient is not finite or, in low memory, the
+    /// weights are updated already. `early`: as [`Gpu::launch_on`] says.
     ///
     /// # Errors
     /// What the driver answers.
@@ -169,6 +258,9 @@ impl Optimizer {
         let Some(state) = &self.state else { return Ok(()) };
         for (index, call) in state.norm.iter().enumerate() {
             self.gpu.launch_on(call, Lane::Main, early || index > 0)?;
+        }
+        if self.settings.low_memory.is_some() {
+            return Ok(());
         }
         (self.gpu).copy(state.slip.address, state.due.address, optimizer::SLIP_BYTES, Lane::Main)
     }
@@ -180,7 +272,7 @@ impl Optimizer {
 
     /// Of weights together that lie together, `len` elements at least.
     fn cut(&self, store: &Store, len: usize, beside: bool) -> Vec<Piece> {
-        let Some(State { at, .. }) = &self.state else {
+        let Some(State { at, .. }) = self.state.as_ref().filter(|_| self.settings.low_memory.is_none()) else {
             return Vec::new();
         };
         let exact = store.layout.exact;

@@ -45,6 +45,8 @@ pub(super) struct Step {
     pub weights: Vec<Range<u64>>,
     /// Whether it writes gradients of weights.
     pub gradients: bool,
+    /// It changes weights, and is left out where that is not asked for.
+    pub updates: bool,
 }
 
 /// A part of an update.
@@ -86,6 +88,7 @@ struct Prepared {
     work: Vec<Ready>,
     weights: Vec<Range<u64>>,
     gradients: bool,
+    updates: bool,
 }
 
 /// A list of work that can be put on the GPU again and again.
@@ -199,6 +202,7 @@ impl List {
                     work,
                     weights: step.weights,
                     gradients: step.gradients,
+                    updates: step.updates,
                 })
             })
             .collect::<Result<_>>()?;
@@ -223,11 +227,12 @@ impl List {
         })
     }
 
-    /// Puts everything on the GPU, in order; when it returns, the main lane waits for all of it.
+    /// Puts everything on the GPU, in order; when it returns, the main lane waits for all of it. `updates`: with the steps
+    /// that change weights.
     ///
     /// # Errors
     /// What the driver and the libraries answer.
-    pub fn issue(&self, ahead: Option<&Ahead>) -> Result<()> {
+    pub fn issue(&self, ahead: Option<&Ahead>, updates: bool) -> Result<()> {
         if let Some(Ahead { begin, pieces, .. }) = ahead {
             begin.set(Lane::Main)?;
             begin.hold(Lane::Side)?;
@@ -238,8 +243,9 @@ impl List {
             }
         }
         let mut updated = 0;
-        for (index, Prepared { order, work, .. }) in self.steps.iter().enumerate() {
-            match *order {
+        for (index, step) in self.steps.iter().enumerate() {
+            let work = if step.updates && !updates { &[][..] } else { &step.work };
+            match step.order {
                 Order::Main { after } => {
                     let mut waits = after.is_some();
                     if let Some(after) = after {
@@ -315,6 +321,7 @@ mod tests {
             writes: ranges(writes),
             weights: Vec::new(),
             gradients: false,
+            updates: false,
         }
     }
 
@@ -349,6 +356,7 @@ mod tests {
             work: Vec::new(),
             weights: weights.iter().map(|&(start, end)| start..end).collect(),
             gradients,
+            updates: false,
         };
         let piece = |weights| Piece {
             weights,

@@ -17,6 +17,8 @@ pub enum NetworkError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    #[error("the model has no timestep {timestep}; it has {count}")]
+    Timestep { timestep: f32, count: usize },
     #[error("this session holds no {0}")]
     NotHeld(&'static str),
 }

@@ -1,10 +1,12 @@
 //! The networks as instructions: U-Net, CLIP text encoder and VAE, a file per block, with diffusers' parameter paths.
 
+pub mod diffusion;
 pub mod error;
 pub mod networks;
 pub mod programs;
 mod resnet;
 pub mod text_encoder;
+mod tiles;
 mod transformer;
 pub mod unet;
 mod unet_blocks;

@@ -1,11 +1,13 @@
 //! The networks of a model on a device: what the rest of the trainer asks for, in candle's tensors with channels
 //! first. Programs are written and compiled when a shape is first asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use rayon::prelude::*;
 
-use super::error::Result;
+use super::diffusion::{Chance, Diffusion};
+use super::error::{NetworkError, Result};
 use super::programs::{Map, Part, Plan, Task};
 use super::unet::sinusoids;
 use super::vae::LatentDistribution;
@@ -22,13 +24,14 @@ use crate::models::params::{ParamError, Weights, is_not_a_weight};
 pub struct Step<'a> {
     /// Channels, height and width of a row.
     pub dims: [usize; 3],
-    /// `[rows, c, h, w]`, and so `target`.
-    pub noisy: &'a [f32],
-    pub timesteps: &'a [f32],
+    /// Of the latents' distribution, before scaling: `[rows, c, h, w]`.
+    pub mean: &'a [f32],
+    /// Of the same shape.
+    pub deviation: &'a [f32],
+    pub chance: Chance<'a>,
     pub prompts: Prompts<'a>,
-    pub target: &'a [f32],
-    /// Of each row's mean squared error in the loss.
-    pub weights: &'a [f32],
+    /// `[rows]`: of each row's mean squared error in the loss, besides its timestep's weight.
+    pub shares: &'a [f32],
     pub loss_scale: f64,
     /// Gradients are added to those of the step before.
     pub accumulate: bool,
@@ -47,13 +50,24 @@ pub enum Prompts<'a> {
 pub struct Trained {
     /// Mean squared error of each row.
     pub losses: Vec<f32>,
+    /// Of each row.
+    pub timesteps: Vec<f32>,
     pub updated: Option<Updated>,
 }
 
+/// Weights that are brought into the engine's layout by all cores together, before the device takes them one by one.
+const TURNED_AT_ONCE: usize = 32;
+
 pub struct Networks {
-    session: Box<dyn Session>,
-    plan: Plan,
+    pub(super) session: Box<dyn Session>,
+    pub(super) plan: Plan,
     programs: BTreeMap<Task, ProgramId>,
+    /// Maps that are decoded in tiles, and the side of those.
+    pub(super) tiles: BTreeMap<Map, usize>,
+    /// What training steps learn by.
+    diffusion: Option<Diffusion>,
+    /// Programs that were told so.
+    told: BTreeSet<ProgramId>,
 }
 
 impl Networks {
@@ -63,7 +77,16 @@ impl Networks {
             session,
             plan,
             programs: BTreeMap::new(),
+            tiles: BTreeMap::new(),
+            diffusion: None,
+            told: BTreeSet::new(),
         }
+    }
+
+    /// What all steps of training go by from now on.
+    pub fn learn_by(&mut self, diffusion: Diffusion) {
+        self.diffusion = Some(diffusion);
+        self.told.clear();
     }
 
     pub fn session(&mut self) -> &mut dyn Session {
@@ -94,10 +117,9 @@ impl Networks {
         let prefix = format!("{}.", part.prefix());
         let mut unread: BTreeMap<&String, &Tensor> =
             (weights.iter()).filter(|(path, _)| !is_not_a_weight(path)).collect();
-        for index in 0..self.params().params.len() {
-            let id = ParamId(index as u32);
-            let param = self.params().get(id).clone();
-            let Some(path) = path_in(&prefix, &param) else {
+        let mut found = Vec::new();
+        for (param, index) in self.params().params.iter().zip(0..) {
+            let Some(path) = path_in(&prefix, param) else {
                 continue;
             };
             let Some(tensor) = unread.remove(&path) else {
@@ -108,8 +130,21 @@ impl Networks {
                 let got = tensor.dims().to_vec();
                 return Err(ParamError::Shape { path, expected, got }.into());
             }
-            let values = values(tensor).map_err(|source| ParamError::Tensor { path, source })?;
-            self.session.set_weight(id, &weight_to_engine(&values, &expected))?;
+            found.push((ParamId(index), path, tensor));
+        }
+        for some in found.chunks(TURNED_AT_ONCE) {
+            let turned: Vec<(ParamId, Vec<f32>)> = (some.par_iter())
+                .map(|(id, path, tensor)| match weight_to_engine(tensor) {
+                    Ok(values) => Ok((*id, values)),
+                    Err(source) => Err(ParamError::Tensor {
+                        path: path.clone(),
+                        source,
+                    }),
+                })
+                .collect::<std::result::Result<_, ParamError>>()?;
+            for (id, values) in turned {
+                self.session.set_weight(id, &values)?;
+            }
         }
         // The eye has no way up, and a VAE that only decodes has no encoder.
         let in_part = matches!(part, Part::Eye | Part::OtherVae);
@@ -175,7 +210,7 @@ impl Networks {
         Ok(weights)
     }
 
-    fn program(&mut self, task: Task) -> Result<ProgramId> {
+    pub(super) fn program(&mut self, task: Task) -> Result<ProgramId> {
         if let Some(&id) = self.programs.get(&task) {
             return Ok(id);
         }
@@ -251,12 +286,26 @@ impl Networks {
         Ok(LatentDistribution::new(&self.read_map(program, "output", latents)?)?)
     }
 
-    /// `z` `[rows, 4, h, w]`, already divided by the scaling factor, to `[rows, 3, 8 h, 8 w]` around -1 to 1, with the
-    /// other VAE where there is one.
+    /// Gives back the memory of all that was done but the tasks that `go_on`. Nothing that they know is lost.
     ///
     /// # Errors
     /// What the device answers.
-    pub fn decode(&mut self, z: &Tensor) -> Result<Tensor> {
+    pub fn release(&mut self, go_on: impl Fn(&Task) -> bool) -> Result<()> {
+        self.tiles.clear();
+        let going_on = self.programs.iter().filter(|(task, _)| go_on(task)).map(|(_, &id)| id);
+        let going_on: Vec<ProgramId> = going_on.collect();
+        self.give_back(&going_on)
+    }
+
+    /// [`Self::release`], by programs.
+    pub(super) fn give_back(&mut self, going_on: &[ProgramId]) -> Result<()> {
+        // The others' tables go with their inputs.
+        self.told.retain(|id| going_on.contains(id));
+        Ok(self.session.release(going_on)?)
+    }
+
+    /// [`Self::decode`], at once.
+    pub(super) fn decode_whole(&mut self, z: &Tensor) -> Result<Tensor> {
         let (part, map) = (self.plan.decoder(), Map::of(z)?);
         let program = self.program(Task::Decode { part, map })?;
         self.write_map(program, "z", &values(z)?, row_dims(z)?)?;
@@ -294,27 +343,31 @@ impl Networks {
     /// each row comes back.
     ///
     /// # Errors
-    /// What the device answers.
+    /// Before [`Self::learn_by`], for a timestep that there is not, and what the device answers.
     pub fn train(&mut self, step: &Step, update: Option<&Update>) -> Result<Trained> {
-        let (rows, [_, height, width]) = (step.timesteps.len(), step.dims);
+        let diffusion = self.diffusion.as_ref().ok_or(NetworkError::NotHeld("noise schedule"))?;
+        let (rows, [channels, height, width]) = (step.shares.len(), step.dims);
         let tokens = match step.prompts {
             Prompts::Ids(ids) => ids.len() / rows.max(1),
             Prompts::States(states) => states.dim(1)?,
         };
-        let program = self.program(Task::Train {
+        let task = Task::Train {
             map: Map { rows, height, width },
             tokens,
+            form: diffusion.form(&step.chance),
             learns_text: matches!(step.prompts, Prompts::Ids(_)),
             accumulate: step.accumulate,
-        })?;
+        };
+        let program = self.program(task)?;
+        self.tell(program)?;
         match step.prompts {
             Prompts::Ids(ids) => self.session.write(program, "ids", Data::Ids(ids))?,
             Prompts::States(states) => self.session.write(program, "context", Data::F32(&values(states)?))?,
         }
-        self.write_map(program, "latents", step.noisy, step.dims)?;
-        self.write_time(program, step.timesteps)?;
-        self.write_map(program, "target", step.target, step.dims)?;
-        self.session.write(program, "weights", Data::F32(step.weights))?;
+        self.write_map(program, "mean", step.mean, step.dims)?;
+        self.write_map(program, "deviation", step.deviation, step.dims)?;
+        self.session.write(program, "shares", Data::F32(step.shares))?;
+        self.write_chance(program, step, channels)?;
         let scale = step.loss_scale as f32;
         self.session.write(program, "scale", Data::F32(&[scale]))?;
         let updated = match update {
@@ -324,8 +377,51 @@ impl Networks {
                 None
             }
         };
-        let losses = self.session.read(program, "losses")?;
-        Ok(Trained { losses, updated })
+        Ok(Trained {
+            losses: self.session.read(program, "losses")?,
+            timesteps: match step.chance {
+                Chance::Drawn(_) => self.session.read(program, "timesteps")?,
+                Chance::Given { timesteps, .. } => timesteps.to_vec(),
+            },
+            updated,
+        })
+    }
+
+    /// Gives a program the tables of the diffusion, once.
+    fn tell(&mut self, program: ProgramId) -> Result<()> {
+        let Some(diffusion) = self.diffusion.as_ref().filter(|_| !self.told.contains(&program)) else {
+            return Ok(());
+        };
+        for (name, table) in diffusion.tables(self.plan.unet()?) {
+            self.session.write(program, name, Data::F32(&table))?;
+        }
+        self.told.insert(program);
+        Ok(())
+    }
+
+    fn write_chance(&mut self, program: ProgramId, step: &Step, channels: usize) -> Result<()> {
+        let diffusion = self.diffusion.as_ref().ok_or(NetworkError::NotHeld("noise schedule"))?;
+        let (count, with_offsets) = (diffusion.levels.len(), diffusion.offset_noise > 0.);
+        match step.chance {
+            Chance::Drawn(clock) => self.session.write(program, "clock", Data::Ids(&clock.words()))?,
+            Chance::Given {
+                latents,
+                noise,
+                offsets,
+                timesteps,
+            } => {
+                if let Some(&timestep) = timesteps.iter().find(|t| !(0. ..count as f32).contains(*t)) {
+                    return Err(NetworkError::Timestep { timestep, count });
+                }
+                self.write_map(program, "latents", latents, step.dims)?;
+                self.write_map(program, "noise", noise, step.dims)?;
+                if with_offsets {
+                    self.write_map(program, "offsets", offsets, [channels, 1, 1])?;
+                }
+                self.session.write(program, "timesteps", Data::F32(timesteps))?;
+            }
+        }
+        Ok(())
     }
 
     fn write_time(&mut self, program: ProgramId, timesteps: &[f32]) -> Result<()> {
@@ -333,7 +429,7 @@ impl Networks {
         Ok(self.session.write(program, "time", Data::F32(&time))?)
     }
 
-    fn write_map(
+    pub(super) fn write_map(
         &mut self,
         program: ProgramId,
         input: &str,
@@ -344,7 +440,7 @@ impl Networks {
         Ok(self.session.write(program, input, Data::F32(&values))?)
     }
 
-    fn read_map(&mut self, program: ProgramId, output: &str, map: Map) -> Result<Tensor> {
+    pub(super) fn read_map(&mut self, program: ProgramId, output: &str, map: Map) -> Result<Tensor> {
         let values = self.session.read(program, output)?;
         let pixels = map.height * map.width;
         let channels = values.len() / (map.rows * pixels);
@@ -355,11 +451,11 @@ impl Networks {
 }
 
 /// How much smaller latents are than images, each way.
-fn scale(vae: &VaeConfig) -> usize {
+pub(super) fn scale(vae: &VaeConfig) -> usize {
     1 << vae.block_out_channels.len().saturating_sub(1)
 }
 
-fn row_dims(map: &Tensor) -> Result<[usize; 3]> {
+pub(super) fn row_dims(map: &Tensor) -> Result<[usize; 3]> {
     let (_, channels, height, width) = map.dims4()?;
     Ok([channels, height, width])
 }
@@ -382,10 +478,19 @@ pub fn values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
         .to_vec1()
 }
 
-fn weight_to_engine(values: &[f32], checkpoint: &[usize]) -> Vec<f32> {
-    match *checkpoint {
+/// Read where it lies if it is in f32: a large model is copied once less.
+fn weight_to_engine(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    let turned = |values: &[f32]| match *tensor.dims() {
         [_, inputs, height, width] => channels_last(values, inputs, height * width),
         _ => values.to_vec(),
+    };
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(all)), Some((start, end))) => Ok(turned(&all[start..end])),
+        _ => {
+            drop(storage);
+            Ok(turned(&values(tensor)?))
+        }
     }
 }
 

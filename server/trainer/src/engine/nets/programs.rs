@@ -4,15 +4,18 @@ use std::collections::BTreeSet;
 
 use candle_core::Tensor;
 
+use super::diffusion::Form;
 use super::error::{NetworkError, Result};
 use super::text_encoder::text_encoder;
 use super::unet::{UNetInputs, unet, unet_middle};
 use super::vae;
 use crate::engine::adapter::Adapter;
 use crate::engine::autodiff::{Backward, backward};
+use crate::engine::builder::diffusion::{Chance, Clean, Levels, Noisy};
 use crate::engine::builder::{Builder, Scope};
 use crate::engine::ir::{Group, Kind, Param, ParamId, ParamTable, Program, ValueId};
 use crate::engine::operands::operands;
+use crate::engine::philox::Clock;
 use crate::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
 
 /// A network of a session, with its own weights.
@@ -74,11 +77,18 @@ pub enum Task {
     Encode { map: Map },
     /// `z` to `output`, images. `map` is of `z`.
     Decode { part: Part, map: Map },
-    /// `Predict`'s inputs, `target`, `weights` and `scale` (see [`Op::Mse`](crate::engine::ir::Op::Mse)) to `losses`
-    /// `[rows]` and the gradients of the weights. `ids` stand for `context` where the text encoder learns.
+    /// `z` to `output` of the decoder's deepest level, as it lies there.
+    DecodeDeep { part: Part, map: Map },
+    /// From `states`, a part of what `DecodeDeep` gives, to `output`, that part of the images. `map` is of the states.
+    DecodeUp { part: Part, map: Map },
+    /// `mean`, `deviation` and `shares` (see [`Op::Diffuse`](crate::engine::ir::Op::Diffuse)), `scale` (see
+    /// [`Op::Mse`](crate::engine::ir::Op::Mse)) and `context` to `losses` `[rows]` and the gradients of the weights. `ids` stand for
+    /// `context` where the text encoder learns. Noise and timesteps are drawn by `clock`, and `timesteps` then told; or they
+    /// are the inputs `latents`, `noise`, `offsets` and `timesteps`. The inputs `schedule`, `times` and `strengths` last.
     Train {
         map: Map,
         tokens: usize,
+        form: Form,
         learns_text: bool,
         /// Gradients are added to those that are there.
         accumulate: bool,
@@ -215,12 +225,7 @@ impl Plan {
     /// When the plan has not the networks for it, or a trained weight would get no gradient.
     pub fn program(&self, task: Task, table: &mut ParamTable) -> Result<Program> {
         match task {
-            Task::Train {
-                map,
-                tokens,
-                learns_text,
-                accumulate,
-            } => return self.training(map, tokens, learns_text, accumulate, table),
+            Task::Train { .. } => return self.training(task, table),
             Task::EncodeGrad { .. } | Task::DecodeGrad { .. } => return self.gradients_of(task, table),
             _ => {}
         }
@@ -242,8 +247,7 @@ impl Plan {
                 let ids = b.input("ids", &[rows, tokens], Kind::Ids);
                 text_encoder(b, self.text_encoder()?, ids, clip_skip, &self.scope(Part::TextEncoder))?
             }
-            // What training adds comes after.
-            Task::Predict { map, tokens } | Task::Train { map, tokens, .. } => {
+            Task::Predict { map, tokens } => {
                 let inputs = self.unet_inputs(b, map, tokens)?;
                 unet(b, self.unet()?, inputs, &self.scope(Part::UNet))?
             }
@@ -257,7 +261,19 @@ impl Plan {
                 vae::encode(b, config, images, &self.scope(Part::Vae))?
             }
             Task::Decode { part, map } => self.decoded(b, part, map)?,
+            Task::DecodeDeep { part, map } => {
+                let config = self.vae(part)?;
+                let z = activation_input(b, "z", &map.dims(config.latent_channels));
+                vae::decode_deep(b, config, z, &self.scope(part))?
+            }
+            Task::DecodeUp { part, map } => {
+                let config = self.vae(part)?;
+                let (_, deepest) = vae::ends(config)?;
+                let states = activation_input(b, "states", &map.dims(deepest));
+                vae::decode_up(b, config, states, &self.scope(part))?
+            }
             Task::DecodeGrad { map } => self.decoded(b, Part::Vae, map)?,
+            Task::Train { .. } => return Err(NetworkError::NotHeld("forward of a training step alone")),
         })
     }
 
@@ -268,14 +284,9 @@ impl Plan {
     }
 
     fn unet_inputs(&self, b: &mut Builder, map: Map, tokens: usize) -> Result<UNetInputs> {
-        let width = self.unet()?.cross_attention_dim;
-        let context = activation_input(b, "context", &[map.rows, tokens, width]);
-        self.unet_inputs_with(b, map, context)
-    }
-
-    fn unet_inputs_with(&self, b: &mut Builder, map: Map, context: ValueId) -> Result<UNetInputs> {
         let config = self.unet()?;
         let first = config.block_out_channels.first().copied().unwrap_or(0);
+        let context = activation_input(b, "context", &[map.rows, tokens, config.cross_attention_dim]);
         Ok(UNetInputs {
             latents: activation_input(b, "latents", &map.dims(config.in_channels)),
             time: activation_input(b, "time", &[map.rows, first]),
@@ -283,29 +294,34 @@ impl Plan {
         })
     }
 
-    fn training(
-        &self,
-        map: Map,
-        tokens: usize,
-        learns_text: bool,
-        accumulate: bool,
-        table: &mut ParamTable,
-    ) -> Result<Program> {
+    fn training(&self, task: Task, table: &mut ParamTable) -> Result<Program> {
+        let Task::Train {
+            map,
+            tokens,
+            form,
+            learns_text,
+            accumulate,
+        } = task
+        else {
+            return Err(NetworkError::NotHeld("a training step of that kind"));
+        };
         let mut b = Builder::new(table);
-        let inputs = match learns_text {
+        let context = match learns_text {
             true => {
                 let ids = b.input("ids", &[map.rows, tokens], Kind::Ids);
-                let scope = self.scope(Part::TextEncoder);
-                let context = text_encoder(&mut b, self.text_encoder()?, ids, 1, &scope)?;
-                self.unet_inputs_with(&mut b, map, context)?
+                text_encoder(&mut b, self.text_encoder()?, ids, 1, &self.scope(Part::TextEncoder))?
             }
-            false => self.unet_inputs(&mut b, map, tokens)?,
+            false => activation_input(&mut b, "context", &[map.rows, tokens, self.unet()?.cross_attention_dim]),
+        };
+        let noisy = self.noisy(&mut b, map, form)?;
+        let inputs = UNetInputs {
+            latents: noisy.latents,
+            time: noisy.time,
+            context,
         };
         let predicted = unet(&mut b, self.unet()?, inputs, &self.scope(Part::UNet))?;
-        let target = b.input("target", &map.dims(self.unet()?.out_channels), Kind::F32);
-        let weights = b.input("weights", &[map.rows], Kind::F32);
         let scale = b.input("scale", &[1], Kind::F32);
-        let (losses, dpredicted) = b.mse(predicted, target, weights, scale);
+        let (losses, dpredicted) = b.mse(predicted, noisy.target, noisy.weights, scale);
         b.output("losses", losses);
         let forward = b.finish()?;
         let options = Backward {
@@ -315,6 +331,39 @@ impl Plan {
         };
         let learning = only(table, |param| learns_text || param.group != Group::TextEncoder);
         Ok(backward(forward, &learning, &[(predicted, dpredicted)], options)?)
+    }
+
+    /// The rows that a step learns from.
+    fn noisy(&self, b: &mut Builder, map: Map, form: Form) -> Result<Noisy> {
+        let config = self.unet()?;
+        let first = config.block_out_channels.first().copied().unwrap_or(0);
+        let (dims, rows) = (map.dims(config.in_channels), map.rows);
+        let chance = match form.drawn {
+            true => {
+                let clock = b.input("clock", &[Clock::WORDS], Kind::Ids);
+                let chance = b.draw(clock, dims, form.timesteps, form.with_offsets);
+                b.output("timesteps", chance.timesteps);
+                chance
+            }
+            false => Chance {
+                latents: b.input("latents", &dims, Kind::F32),
+                noise: b.input("noise", &dims, Kind::F32),
+                offsets: (form.with_offsets).then(|| b.input("offsets", &[rows, config.in_channels], Kind::F32)),
+                timesteps: b.input("timesteps", &[rows], Kind::F32),
+            },
+        };
+        let clean = Clean {
+            mean: b.input("mean", &dims, Kind::F32),
+            deviation: b.input("deviation", &dims, Kind::F32),
+            shares: b.input("shares", &[rows], Kind::F32),
+        };
+        let levels = Levels {
+            schedule: b.input("schedule", &[form.timesteps, 3], Kind::F32),
+            times: b.input("times", &[form.timesteps, first], Kind::F32),
+            strengths: b.input("strengths", &[2], Kind::F32),
+            velocity: form.velocity,
+        };
+        Ok(b.diffuse(clean, chance, levels))
     }
 
     /// Half of a VAE, backwards from the gradient of its output.

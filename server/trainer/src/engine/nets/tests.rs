@@ -1,12 +1,24 @@
 //! Whole networks of few channels: every gradient against central differences, odd sizes among them.
 
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+
+use super::error::NetworkError;
+use super::networks::{Networks, values};
+use super::programs::{Map, Part, Plan, Task};
 use super::unet::{UNetInputs, sinusoids, unet};
 use super::{text_encoder::text_encoder, vae};
 use crate::engine::builder::{Bias, Builder, Scope};
-use crate::engine::ir::{Group, Kind, Op, Program};
+use crate::engine::cpu::CpuSession;
+use crate::engine::ir::{Group, Kind, Op, ParamId, ParamTable, Program};
 use crate::engine::plan::{lives, plan};
-use crate::engine::testing::Case;
+use crate::engine::session::{
+    Data, EngineError, Moments, OptimizerSettings, ProgramId, Result, Session, Update, Updated,
+};
+use crate::engine::testing::{Case, noise};
 use crate::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
+use crate::models::{ModelConfig, random_weights};
 
 fn unet_config() -> UNetConfig {
     serde_json::from_str(
@@ -137,4 +149,164 @@ fn live_bytes(program: &Program, size_of: impl Fn(Kind) -> usize) -> usize {
             .for_each(|bytes| *bytes += value.len() * size_of(value.kind));
     }
     at.into_iter().max().unwrap_or(0)
+}
+
+/// A session that has so much room for programs.
+struct Narrow {
+    inner: CpuSession,
+    most_bytes: u64,
+}
+
+impl Session for Narrow {
+    fn compile(&mut self, program: Program) -> Result<ProgramId> {
+        let id = self.inner.compile(program)?;
+        let (wanted_bytes, free_bytes) = (self.inner.program_bytes(id), self.most_bytes);
+        if wanted_bytes <= free_bytes {
+            return Ok(id);
+        }
+        let what = "the activations".to_owned();
+        Err(EngineError::OutOfMemory {
+            what,
+            wanted_bytes,
+            free_bytes,
+        })
+    }
+
+    fn params(&self) -> &ParamTable {
+        self.inner.params()
+    }
+    fn program_bytes(&self, program: ProgramId) -> u64 {
+        self.inner.program_bytes(program)
+    }
+    fn held_by_programs(&self) -> u64 {
+        self.inner.held_by_programs()
+    }
+    fn release(&mut self, going_on: &[ProgramId]) -> Result<()> {
+        self.inner.release(going_on)
+    }
+    fn write(&mut self, program: ProgramId, input: &str, data: Data) -> Result<()> {
+        self.inner.write(program, input, data)
+    }
+    fn run(&mut self, program: ProgramId) -> Result<()> {
+        self.inner.run(program)
+    }
+    fn run_and_update(&mut self, program: ProgramId, update: &Update) -> Result<Updated> {
+        self.inner.run_and_update(program, update)
+    }
+    fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>> {
+        self.inner.read(program, output)
+    }
+    fn weight(&mut self, id: ParamId) -> Result<Vec<f32>> {
+        self.inner.weight(id)
+    }
+    fn set_weight(&mut self, id: ParamId, values: &[f32]) -> Result<()> {
+        self.inner.set_weight(id, values)
+    }
+    fn gradient(&mut self, id: ParamId) -> Result<Vec<f32>> {
+        self.inner.gradient(id)
+    }
+    fn keep_averages(&mut self) -> Result<()> {
+        self.inner.keep_averages()
+    }
+    fn follow_weights(&mut self, fresh: f32) -> Result<()> {
+        self.inner.follow_weights(fresh)
+    }
+    fn exchange_averages(&mut self) -> Result<()> {
+        self.inner.exchange_averages()
+    }
+    fn average(&mut self, id: ParamId) -> Result<Vec<f32>> {
+        self.inner.average(id)
+    }
+    fn set_average(&mut self, id: ParamId, values: &[f32]) -> Result<()> {
+        self.inner.set_average(id, values)
+    }
+    fn moments(&mut self) -> Result<BTreeMap<String, Vec<u8>>> {
+        self.inner.moments()
+    }
+    fn restore_moments(&mut self, moments: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+        self.inner.restore_moments(moments)
+    }
+}
+
+/// A VAE of random weights, with so much room for programs.
+fn autoencoder(most_bytes: u64) -> Networks {
+    let config = vae_config();
+    let plan = Plan {
+        vae: Some(config.clone()),
+        ..Plan::default()
+    };
+    let settings = OptimizerSettings {
+        moments: Moments::F32,
+        beta1: 0.9,
+        beta2: 0.999,
+        weight_decay: 0.,
+        epsilon: 1e-8,
+        low_memory: None,
+    };
+    let inner = CpuSession::new(plan.params().unwrap(), settings).unwrap();
+    let mut networks = Networks::new(plan, Box::new(Narrow { inner, most_bytes }));
+    let weights = random_weights(ModelConfig::Vae(&config), 1).unwrap();
+    networks.load(Part::Vae, &weights).unwrap();
+    networks
+}
+
+fn latents(height: usize, width: usize) -> Tensor {
+    let values: Vec<f32> = noise(4 * height * width, 7)
+        .into_iter()
+        .map(|value| value as f32)
+        .collect();
+    Tensor::from_vec(values, (1, 4, height, width), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn what_was_done_leaves_no_memory_behind_and_can_be_done_again() {
+    let (mut networks, z) = (autoencoder(u64::MAX), latents(9, 12));
+    let images = networks.decode(&z).unwrap();
+    let of_decoding = networks.session().held_by_programs();
+    networks.encode(&images).unwrap();
+    assert!(of_decoding > 0 && networks.session().held_by_programs() > of_decoding);
+    networks.release(|task| matches!(task, Task::Decode { .. })).unwrap();
+    assert!((1..=of_decoding).contains(&networks.session().held_by_programs()));
+    networks.release(|_| false).unwrap();
+    assert_eq!(networks.session().held_by_programs(), 0);
+    let program = networks
+        .program(Task::Decode {
+            part: Part::Vae,
+            map: Map::of(&z).unwrap(),
+        })
+        .unwrap();
+    assert!(networks.session().read(program, "output").is_err());
+    assert_eq!(values(&networks.decode(&z).unwrap()).unwrap(), values(&images).unwrap());
+}
+
+#[test]
+fn what_has_no_room_is_decoded_in_tiles() {
+    let (mut free, z) = (autoencoder(u64::MAX), latents(20, 40));
+    let whole = free.decode(&z).unwrap();
+    let needs = free.session().held_by_programs();
+    let mut narrow = autoencoder(needs * 2 / 3);
+    let tiled = narrow.decode(&z).unwrap();
+    assert_eq!(narrow.tiles.values().collect::<Vec<_>>(), [&24]);
+    assert_eq!(
+        values(&tiled).unwrap(),
+        values(&free.decode_in_tiles(&z, 24).unwrap()).unwrap()
+    );
+    assert_eq!(whole.dims(), tiled.dims());
+    // One tile is the whole.
+    let one = free.decode_in_tiles(&z, 48).unwrap();
+    let off = (one - &whole)
+        .unwrap()
+        .abs()
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .max(0)
+        .unwrap();
+    assert!(off.to_scalar::<f32>().unwrap() < 1e-5, "{off}");
+
+    let hopeless = autoencoder(1000).decode(&z);
+    assert!(
+        matches!(hopeless, Err(NetworkError::Engine(EngineError::OutOfMemory { .. }))),
+        "{hopeless:?}"
+    );
 }

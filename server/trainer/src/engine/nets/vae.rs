@@ -90,6 +90,15 @@ pub fn encode(b: &mut Builder, config: &VaeConfig, images: ValueId, scope: &Scop
 /// # Errors
 /// As [`encode`].
 pub fn decode(b: &mut Builder, config: &VaeConfig, z: ValueId, scope: &Scope) -> Result<ValueId, ParamError> {
+    let x = decode_deep(b, config, z, scope)?;
+    decode_up(b, config, x, scope)
+}
+
+/// The part of [`decode`] that looks at the whole picture, to `[rows, h, w, widest]`.
+///
+/// # Errors
+/// As [`encode`].
+pub fn decode_deep(b: &mut Builder, config: &VaeConfig, z: ValueId, scope: &Scope) -> Result<ValueId, ParamError> {
     let decoder = scope.at("decoder");
     let (_, last) = ends(config)?;
     let z = b.pointwise(z, &scope.at("post_quant_conv"), config.latent_channels, None);
@@ -97,6 +106,15 @@ pub fn decode(b: &mut Builder, config: &VaeConfig, z: ValueId, scope: &Scope) ->
     let mut x = b.conv(z, &decoder.at("conv_in"), last, SAME, Bias::Own, None);
     b.probe(&decoder, "conv_in", x);
     x = middle(b, config, x, &decoder.at("mid_block"));
+    Ok(x)
+}
+
+/// The rest of [`decode`], which looks at neighbours alone but for the statistics of its norms.
+///
+/// # Errors
+/// As [`encode`].
+pub fn decode_up(b: &mut Builder, config: &VaeConfig, mut x: ValueId, scope: &Scope) -> Result<ValueId, ParamError> {
+    let decoder = scope.at("decoder");
     let widths = &config.block_out_channels;
     for (index, &channels) in widths.iter().rev().enumerate() {
         let scope = decoder.at(format_args!("up_blocks.{index}"));
@@ -164,7 +182,7 @@ fn attention(b: &mut Builder, config: &VaeConfig, x: ValueId, scope: &Scope) -> 
 }
 
 /// First and last width.
-fn ends(config: &VaeConfig) -> Result<(usize, usize), ParamError> {
+pub(super) fn ends(config: &VaeConfig) -> Result<(usize, usize), ParamError> {
     let widths = &config.block_out_channels;
     match (widths.first(), widths.last()) {
         (Some(&first), Some(&last)) => Ok((first, last)),

@@ -219,6 +219,7 @@ mod tests {
             beta2: 0.999,
             weight_decay: 0.01,
             epsilon: 1e-8,
+            low_memory: None,
         };
         let update_of = Update {
             learning_rates: Default::default(),

@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod adamw_8bit;
+pub mod rounding;
 
 use super::session::{OptimizerSettings, Update};
 

@@ -4,6 +4,7 @@
 
 mod attention;
 mod dense;
+mod diffusion;
 mod norms;
 mod pointwise;
 
@@ -223,6 +224,7 @@ impl Reference {
                 self.gradient(positions, dpositions, add);
             }
             Op::Attention { .. } | Op::AttentionGrad { .. } => attention::execute(op, values),
+            Op::Draw { .. } | Op::Diffuse { .. } => diffusion::execute(op, values),
             _ => pointwise::execute(op, values),
         }
     }

@@ -1,13 +1,15 @@
 //! Every instruction against the f64 reference, at odd sizes, into memory that starts as NaN, on one and on three
 //! threads.
 
+mod convolution;
+mod norms;
 mod updates;
 
 use std::collections::BTreeMap;
 
 use super::{
     super::{
-        ir::{Activation, Group, Kind, Op, Param, ParamId, ParamTable, Program, Shift, Value, ValueId, Window},
+        ir::{Activation, Group, Kind, Op, Param, ParamId, ParamTable, Program, Value, ValueId},
         operands::operands,
         reference::Reference,
         session::{Data, Moments, OptimizerSettings, Session},
@@ -22,6 +24,7 @@ const SETTINGS: OptimizerSettings = OptimizerSettings {
     beta2: 0.999,
     weight_decay: 0.01,
     epsilon: 1e-8,
+    low_memory: None,
 };
 
 /// A program under construction; all that it writes becomes an output.
@@ -206,170 +209,6 @@ fn linear_at_odd_and_at_parallel_sizes() {
     }
 }
 
-fn window(kernel: usize, stride: usize, before: usize, after: usize) -> Window {
-    Window {
-        kernel,
-        stride,
-        before,
-        after,
-    }
-}
-
-#[test]
-fn convolution_with_any_window_at_odd_sizes() {
-    let same = window(3, 1, 1, 1);
-    let shapes = [
-        ((2, 3, 5), (5, 7), same),
-        ((2, 4, 3), (7, 5), window(3, 2, 1, 1)),
-        ((2, 4, 3), (8, 6), window(3, 2, 0, 1)),
-        ((3, 2, 4), (4, 4), window(1, 1, 0, 0)),
-        ((2, 2, 4), (5, 4), window(1, 2, 0, 0)),
-        ((1, 1, 1), (1, 1), same),
-        ((2, 3, 2), (4, 5), window(3, 1, 0, 1)),
-        ((1, 2, 3), (6, 5), window(2, 1, 0, 1)),
-        // Several bands, gradients of w in parts, and whole.
-        ((2, 24, 20), (31, 29), same),
-        ((1, 20, 40), (37, 33), window(3, 2, 0, 1)),
-        ((1, 170, 180), (17, 19), same),
-    ];
-    for (rows, (height, width), window) in shapes {
-        for how in 0..3 {
-            let (rows, inputs, outputs) = rows;
-            let mut case = Case::default();
-            let w = case.param(&[outputs, window.kernel, window.kernel, inputs]);
-            let bias = (how != 1).then(|| case.param(&[outputs]));
-            let x_dims = [rows, height, width, inputs];
-            let size = |size: usize| (size + window.before + window.after - window.kernel) / window.stride + 1;
-            let y_dims = [rows, size(height), size(width), outputs];
-            let x = case.input(&x_dims);
-            let (residual, y) = case.plus(how, &y_dims);
-            case.op(Op::Conv {
-                x,
-                w,
-                bias,
-                residual,
-                window,
-                y,
-            });
-            let dy = case.input(&y_dims);
-            let (plus, dx) = case.plus(how, &x_dims);
-            case.op(Op::ConvGradX {
-                dy,
-                w,
-                window,
-                plus,
-                dx,
-            });
-            for add in [false, true] {
-                case.op(Op::ConvGradW {
-                    dy,
-                    x,
-                    w,
-                    bias,
-                    window,
-                    add,
-                });
-            }
-            case.check(&format!("convolution {x_dims:?} {outputs} {window:?}, {how}"));
-        }
-    }
-}
-
-#[test]
-fn group_norm_with_every_shift() {
-    for (dims, groups) in [
-        ([2, 5, 7, 6], 3),
-        ([3, 3, 3, 4], 4),
-        ([1, 1, 2, 6], 1),
-        ([2, 40, 41, 24], 8),
-    ] {
-        for (how, silu, with_rows, with_channels) in [
-            (0, true, true, true),
-            (1, false, true, false),
-            (2, true, false, true),
-            (0, false, false, false),
-        ] {
-            let mut case = Case::default();
-            let [rows, channels] = [dims[0], dims[3]];
-            let (w, b) = (case.param(&[channels]), case.param(&[channels]));
-            let shift = Shift {
-                rows: with_rows.then(|| case.input(&[rows, channels])),
-                channels: with_channels.then(|| case.param(&[channels])),
-            };
-            let (x, y) = (case.input(&dims), case.result(&dims));
-            let stats = case.stats(&[rows, groups, 2]);
-            case.op(Op::GroupNorm {
-                x,
-                shift,
-                w,
-                b,
-                groups,
-                eps: 1e-3,
-                silu,
-                y,
-                stats,
-            });
-            let dy = case.input(&dims);
-            for add in [false, true] {
-                let (plus, dx) = case.plus(how, &dims);
-                let dshift = with_rows.then(|| case.result(&[rows, channels]));
-                case.op(Op::GroupNormGrad {
-                    dy,
-                    x,
-                    shift,
-                    w,
-                    b,
-                    groups,
-                    silu,
-                    stats,
-                    plus,
-                    dx,
-                    dshift,
-                    add,
-                });
-            }
-            // In groups of one channel a shift cancels, and so does its gradient, but for rounding.
-            let tolerance = if groups == channels { 1e-4 } else { 1e-5 };
-            case.check_within(
-                &format!("group norm {dims:?} in {groups}, silu {silu}, {shift:?}, {how}"),
-                tolerance,
-            );
-        }
-    }
-}
-
-#[test]
-fn layer_norm_over_more_tokens_than_a_block() {
-    for (dims, how) in [([3, 31, 11], 0), ([1, 1, 3], 1), ([2, 70, 24], 2)] {
-        let mut case = Case::default();
-        let (w, b) = (case.param(&[dims[2]]), case.param(&[dims[2]]));
-        let (x, y, dy) = (case.input(&dims), case.result(&dims), case.input(&dims));
-        let stats = case.stats(&[dims[0], dims[1], 2]);
-        case.op(Op::LayerNorm {
-            x,
-            w,
-            b,
-            eps: 1e-3,
-            y,
-            stats,
-        });
-        for add in [false, true] {
-            let (plus, dx) = case.plus(how, &dims);
-            case.op(Op::LayerNormGrad {
-                dy,
-                x,
-                w,
-                b,
-                stats,
-                plus,
-                dx,
-                add,
-            });
-        }
-        case.check(&format!("layer norm {dims:?}, {how}"));
-    }
-}
-
 #[test]
 fn attention_to_itself_across_and_causal() {
     for (queries, keys, heads, d, causal) in [
@@ -533,4 +372,50 @@ fn a_loss_by_row() {
         dpredicted,
     });
     case.check("mse");
+}
+
+#[test]
+fn chance_and_the_rows_that_are_made_of_it() {
+    for (velocity, with_offsets) in [(false, false), (true, true)] {
+        let mut case = Case::default();
+        let (dims, steps) = ([3, 5, 3, 2], 7);
+        let clock = case.input_of(&[4], Kind::Ids);
+        let [latents, noise] = [0, 1].map(|_| case.stats(&dims));
+        let offsets = with_offsets.then(|| case.stats(&[3, 2]));
+        let timesteps = case.stats(&[3]);
+        case.op(Op::Draw {
+            clock,
+            steps,
+            latents,
+            noise,
+            offsets,
+            timesteps,
+        });
+        let [mean, deviation] = [0, 1].map(|_| case.input_of(&dims, Kind::F32));
+        let (schedule, times) = (
+            case.input_of(&[steps, 3], Kind::F32),
+            case.input_of(&[steps, 9], Kind::F32),
+        );
+        let (shares, strengths) = (case.input_of(&[3], Kind::F32), case.input_of(&[2], Kind::F32));
+        let (noisy, time) = (case.result(&dims), case.result(&[3, 9]));
+        let (target, weights) = (case.stats(&dims), case.stats(&[3]));
+        case.op(Op::Diffuse {
+            mean,
+            deviation,
+            latents,
+            noise,
+            offsets,
+            timesteps,
+            schedule,
+            times,
+            shares,
+            strengths,
+            velocity,
+            noisy,
+            target,
+            time,
+            weights,
+        });
+        case.check("chance");
+    }
 }

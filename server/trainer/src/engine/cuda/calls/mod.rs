@@ -6,10 +6,12 @@
 //! list of calls; its contents do not matter before and mean nothing after.
 
 pub mod attention;
+pub mod diffusion;
 pub mod embedding;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod loss;
+pub mod low_memory;
 pub mod master;
 pub mod optimizer;
 pub mod pointwise;

@@ -13,7 +13,7 @@ use super::{
             ir::Group,
             optim::{
                 adamw_8bit::{BLOCK, Code, Codes},
-                bias_corrections,
+                bias_corrections, rounding,
             },
             session::{Moments, OptimizerSettings, Update},
         },
@@ -47,7 +47,7 @@ pub struct Arena {
     pub weights: Address,
     /// `T` rests (`master::rest_bytes`).
     pub rests: Address,
-    /// `T` elements.
+    /// `T` elements; none in low memory.
     pub gradients: Address,
     /// F32, `S`.
     pub first: Address,
@@ -113,11 +113,14 @@ pub fn numbers(settings: &OptimizerSettings, update: &Update) -> Vec<f32> {
         };
         numbers.extend([1., (1. - rate * settings.weight_decay) as f32, step as f32]);
     }
+    // In halves, which an f32 holds exactly.
+    let key = (settings.low_memory).map_or(0, |low_memory| rounding::key(low_memory.seed, update.number));
+    numbers.extend([(key >> 16) as f32, (key & 0xffff) as f32]);
     numbers
 }
 
 /// Numbers in [`numbers`].
-pub const NUMBERS: usize = 8 + 3 * 3;
+pub const NUMBERS: usize = 8 + 3 * 3 + 2;
 
 /// Powers of two below 1 that the index of boundaries tells apart; smaller values are 0 in both codes.
 const OCTAVES: usize = 23;
@@ -166,15 +169,20 @@ pub fn tables() -> Vec<u8> {
     bytes
 }
 
+/// The norm of all gradients from sums of squares, and what they are to be multiplied by.
+pub fn clip(at: &Arena, sums: Address, count: usize) -> Call {
+    let clip = Launch::new("clip".to_owned(), [1, 1, 1], THREADS)
+        .at([sums, at.slip, at.slip.offset(4 * NUMBERS)])
+        .ints([count]);
+    clip.0
+}
+
 /// The norm of `trained` gradients, and what they are to be multiplied by.
 pub fn norm(element: Element, at: &Arena, trained: usize) -> Vec<Call> {
     let norm = Launch::new(format!("squares_{}", element.suffix()), [NORM_BLOCKS, 1, 1], THREADS)
         .at([at.gradients, at.groups, at.slip, at.workspace])
         .longs([trained]);
-    let factor = Launch::new("clip".to_owned(), [1, 1, 1], THREADS)
-        .at([at.workspace, at.slip, at.slip.offset(4 * NUMBERS)])
-        .ints([NORM_BLOCKS]);
-    vec![norm.0, factor.0]
+    vec![norm.0, clip(at, at.workspace, NORM_BLOCKS)]
 }
 
 /// The update of the first `exact` elements, whose moments are f32.
@@ -263,6 +271,7 @@ mod tests {
             beta2: 0.999,
             weight_decay: 0.01,
             epsilon: 1e-8,
+            low_memory: None,
         };
         let update = Update {
             learning_rates: [(Group::TextEncoder, 1e-3)].into(),
@@ -276,5 +285,6 @@ mod tests {
         assert_eq!(numbers[8..11], [0.; 3]);
         assert_eq!(numbers[11], 1.);
         assert!((numbers[12] - (1. - 1e-5)).abs() < 1e-7);
+        assert_eq!(numbers[17..], [0.; 2], "nothing is rounded by chance");
     }
 }

@@ -1,8 +1,12 @@
 //! The GPU checks itself: every instruction against the f64 reference on ragged shapes, whole training steps against the
-//! CPU session, the captured step against the eager one, and two runs against each other.
+//! CPU session, the captured step against the eager one, two runs against each other, a run that is resumed against one that
+//! is not, training in low memory against the CPU's and against f32, and what phases leave in memory.
 
 mod instructions;
+mod low_memory;
+mod memory;
 mod networks;
+mod resumed;
 mod runs;
 
 use std::sync::Arc;
@@ -56,8 +60,12 @@ pub fn run(device: &Arc<Device>, report: &mut dyn FnMut(Check)) -> Result<()> {
     }
     for &element in &elements {
         runs::check(device, element, report)?;
+        resumed::check(device, element, report)?;
     }
-    Ok(())
+    if device.card().has_bf16() {
+        low_memory::check(device, report)?;
+    }
+    memory::check(device, device.usual_element(), report)
 }
 
 /// Below it fp16's numbers are evenly spaced, and a relative error means nothing.

@@ -3,15 +3,24 @@
 use super::Result;
 use crate::engine::{
     autodiff::{Backward, backward},
-    builder::{Bias, Builder, Scope},
+    builder::{
+        Bias, Builder, Scope,
+        diffusion::{Clean, Levels},
+    },
     ir::{Activation, Group, Kind, ParamTable, Program, Shift, ValueId, Window},
     nets::{
         text_encoder::text_encoder,
         unet::{UNetInputs, unet},
         vae,
     },
+    philox::Clock,
 };
 use crate::models::config::{TextEncoderConfig, UNetConfig, VaeConfig};
+
+/// Timesteps of the test networks' schedule.
+const STEPS: usize = 10;
+
+type Written = (ValueId, Option<(ValueId, ValueId)>, Vec<(&'static str, ValueId)>);
 
 /// A training step with its weights.
 pub(super) struct Network {
@@ -21,18 +30,21 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// `write` gives the prediction; its first dimension is the rows. `wanted`: inputs that get gradients, too.
+    /// `write` gives the prediction, whose first dimension is the rows; target and weights, where they are not inputs; and inputs
+    /// that get gradients, too.
     pub fn new(
         name: &'static str,
         accumulate: bool,
-        write: impl FnOnce(&mut Builder) -> Result<(ValueId, Vec<(&'static str, ValueId)>)>,
+        write: impl FnOnce(&mut Builder) -> Result<Written>,
     ) -> Result<Self> {
         let mut table = ParamTable::default();
         let mut b = Builder::new(&mut table);
-        let (predicted, wanted) = write(&mut b)?;
+        let (predicted, judged_by, wanted) = write(&mut b)?;
         let dims = b.dims(predicted).to_vec();
-        let target = b.input("target", &dims, Kind::F32);
-        let weights = b.input("weights", &dims[..1], Kind::F32);
+        let (target, weights) = judged_by.unwrap_or_else(|| {
+            let target = b.input("target", &dims, Kind::F32);
+            (target, b.input("weights", &dims[..1], Kind::F32))
+        });
         let scale = b.input("scale", &[1], Kind::F32);
         let (losses, dpredicted) = b.mse(predicted, target, weights, scale);
         b.output("losses", losses);
@@ -75,13 +87,28 @@ pub(super) fn dreambooth(rows: usize, [height, width]: [usize; 2], tokens: usize
         let ids = b.input("ids", &[rows, tokens], Kind::Ids);
         let scope = Scope::new("text_encoder", Group::TextEncoder, true);
         let context = text_encoder(b, &text_config()?, ids, 1, &scope)?;
-        let latents = b.input("latents", &[rows, height, width, 4], Kind::F32);
-        let latents = b.cast(latents, Kind::Activation);
-        let time = b.input("time", &[rows, 16], Kind::F32);
-        let time = b.cast(time, Kind::Activation);
-        let inputs = UNetInputs { latents, time, context };
+        let dims = [rows, height, width, 4];
+        let clock = b.input("clock", &[Clock::WORDS], Kind::Ids);
+        let clean = Clean {
+            mean: b.input("mean", &dims, Kind::F32),
+            deviation: b.input("deviation", &dims, Kind::F32),
+            shares: b.input("shares", &[rows], Kind::F32),
+        };
+        let chance = b.draw(clock, dims, STEPS, true);
+        let levels = Levels {
+            schedule: b.input("schedule", &[STEPS, 3], Kind::F32),
+            times: b.input("times", &[STEPS, 16], Kind::F32),
+            strengths: b.input("strengths", &[2], Kind::F32),
+            velocity: true,
+        };
+        let noisy = b.diffuse(clean, chance, levels);
+        let inputs = UNetInputs {
+            latents: noisy.latents,
+            time: noisy.time,
+            context,
+        };
         let predicted = unet(b, &unet_config()?, inputs, &Scope::new("unet", Group::UNet, true))?;
-        Ok((predicted, Vec::new()))
+        Ok((predicted, Some((noisy.target, noisy.weights)), Vec::new()))
     })
 }
 
@@ -92,7 +119,8 @@ pub(super) fn autoencoder() -> Result<Network> {
         let scope = Scope::new("vae", Group::Vae, true);
         let moments = vae::encode(b, &vae_config()?, images, &scope)?;
         let z = b.linear(moments, &scope.at("between"), 4, Bias::Own, None);
-        Ok((vae::decode(b, &vae_config()?, z, &scope)?, vec![("d images", images)]))
+        let decoded = vae::decode(b, &vae_config()?, z, &scope)?;
+        Ok((decoded, None, vec![("d images", images)]))
     })
 }
 
@@ -101,7 +129,8 @@ pub(super) fn wide() -> Result<Network> {
     Network::new("wide", true, |b| {
         let scope = Scope::new("unet", Group::UNet, true);
         let x = b.input("x", &[2, 9, 7, 320], Kind::Activation);
-        let rows = b.input("rows", &[2, 640], Kind::Activation);
+        let rows = b.input("rows", &[2, 640], Kind::F32);
+        let rows = b.cast(rows, Kind::Activation);
         let window = |stride| Window {
             kernel: 3,
             stride,
@@ -119,7 +148,7 @@ pub(super) fn wide() -> Result<Network> {
         let both = b.concat(up, x);
         let h = b.group_norm(both, Shift::default(), &scope.at("last"), (32, 1e-5), false);
         let y = b.conv(h, &scope.at("out"), 4, window(1), Bias::Own, None);
-        Ok((y, vec![("d x", x)]))
+        Ok((y, None, vec![("d x", x)]))
     })
 }
 
@@ -144,6 +173,6 @@ pub(super) fn attention(name: &'static str, head: usize, tokens: usize, causal: 
         let h = b.linear(h, &scope.at("down"), width, Bias::Own, Some(x2));
         let h = b.activate(Activation::QuickGelu, h);
         let h = b.activate(Activation::Gelu, h);
-        Ok((h, vec![("d x", x), ("d context", context)]))
+        Ok((h, None, vec![("d x", x), ("d context", context)]))
     })
 }

@@ -11,7 +11,7 @@ use crate::engine::{
         session::{CudaSession, Settings},
     },
     ir::{Group, Kind, ParamId},
-    session::{Data, Moments, OptimizerSettings, ProgramId, Session, Update},
+    session::{Algorithms, Data, Moments, OptimizerSettings, ProgramId, Session, Update},
 };
 
 const STEPS: u64 = 10;
@@ -24,10 +24,11 @@ pub(super) fn check(device: &Arc<Device>, element: Element, report: &mut dyn FnM
         let optimizer = OptimizerSettings { moments, ..ADAM };
         against_cpu(device, element, &network, optimizer, report)?;
     }
-    same_bits(device, element, &network, report)
+    same_bits(device, element, &network, ADAM, report)?;
+    preferred(device, element, &network, report)
 }
 
-fn settings(element: Element, optimizer: OptimizerSettings, eager: bool) -> Settings {
+pub(super) fn settings(element: Element, optimizer: OptimizerSettings, eager: bool) -> Settings {
     Settings {
         element,
         optimizer,
@@ -37,16 +38,16 @@ fn settings(element: Element, optimizer: OptimizerSettings, eager: bool) -> Sett
 }
 
 /// A session with the network's weights and program in it.
-struct Run<S> {
-    session: S,
+pub(super) struct Run<S> {
+    pub session: S,
     program: ProgramId,
     network: Network,
-    losses: Vec<f32>,
-    norms: Vec<f64>,
+    pub losses: Vec<f32>,
+    pub norms: Vec<f64>,
 }
 
 impl<S: Session> Run<S> {
-    fn new(mut session: S, network: &Network) -> Result<Self> {
+    pub fn new(mut session: S, network: &Network) -> Result<Self> {
         for (index, param) in network.table.params.iter().enumerate() {
             let (inputs, values) = (param.len() / param.dims[0], noise(param.len(), index as u64 + 1));
             let values: Vec<f32> = match param.dims.len() {
@@ -80,9 +81,14 @@ impl<S: Session> Run<S> {
                     let ids: Vec<u32> = values.iter().map(|value| (value.abs() * 99.) as u32).collect();
                     self.session.write(self.program, name, Data::Ids(&ids))?;
                 }
-                ("weights", _) => self
+                ("shares", _) => self
                     .session
                     .write(self.program, name, Data::F32(&vec![0.5; value.len()]))?,
+                // All timesteps are the middle of a schedule.
+                ("schedule", _) => {
+                    let levels = [0.8, 0.6, 1.].repeat(value.dims[0]);
+                    self.session.write(self.program, name, Data::F32(&levels))?;
+                }
                 ("scale", _) => self.session.write(self.program, name, Data::F32(&[loss_scale]))?,
                 _ => self.session.write(self.program, name, Data::F32(&values))?,
             }
@@ -90,8 +96,13 @@ impl<S: Session> Run<S> {
         Ok(())
     }
 
-    fn step(&mut self, number: u64, loss_scale: f32) -> Result<()> {
-        self.write(number, loss_scale)?;
+    pub fn step(&mut self, number: u64, loss_scale: f32) -> Result<()> {
+        self.step_with(number, number, loss_scale)
+    }
+
+    /// The update of that number, with the inputs of another.
+    pub fn step_with(&mut self, inputs: u64, number: u64, loss_scale: f32) -> Result<()> {
+        self.write(inputs, loss_scale)?;
         let update = Update {
             learning_rates: BTreeMap::from([(Group::UNet, 1e-3), (Group::TextEncoder, 5e-4)]),
             // Clips some steps and not others.
@@ -107,23 +118,25 @@ impl<S: Session> Run<S> {
         Ok(())
     }
 
-    fn weights(&mut self) -> Result<Vec<Vec<f32>>> {
+    pub fn weights(&mut self) -> Result<Vec<Vec<f32>>> {
         let ids = (0..self.network.table.params.len()).map(|index| ParamId(index as u32));
         ids.map(|id| Ok(self.session.weight(id)?)).collect()
     }
 }
 
-fn against_cpu(
+pub(super) fn against_cpu(
     device: &Arc<Device>,
     element: Element,
     network: &Network,
     optimizer: OptimizerSettings,
     report: &mut dyn FnMut(Check),
 ) -> Result<()> {
+    let low = optimizer.low_memory.is_some();
     let name = format!(
-        "{} step against the CPU, moments {:?}",
+        "{} step against the CPU, moments {:?}{}",
         element.suffix(),
-        optimizer.moments
+        optimizer.moments,
+        if low { ", low memory" } else { "" }
     );
     let loss_scale = if element == Element::F16 { 1024. } else { 1. };
     let session = CudaSession::new(network.table.clone(), settings(element, optimizer, false), device)?;
@@ -141,7 +154,9 @@ fn against_cpu(
     for number in 1..=STEPS {
         gpu.step(number, loss_scale)?;
         cpu.step(number, 1.)?;
-        if number == 1 {
+        if number == 1 && low {
+            gradient_norms(&mut gpu, &mut cpu, &name, report)?;
+        } else if number == 1 {
             gradients(&mut gpu, &mut cpu, f64::from(loss_scale), &name, element, report)?;
         }
     }
@@ -180,6 +195,7 @@ fn against_cpu(
         error: (off / all).sqrt(),
         tolerance: change,
     });
+    averages(&mut gpu, loss_scale, &name, report)?;
     // Moments of one device are those of the other.
     let (ours, theirs) = (gpu.session.moments()?, cpu.session.moments()?);
     let lens = |moments: &BTreeMap<String, Vec<u8>>| {
@@ -199,6 +215,76 @@ fn against_cpu(
         error: f64::from(u8::from(gpu.session.moments()? != theirs)),
         tolerance: 0.,
     });
+    Ok(())
+}
+
+/// Averages follow the weights by the formula, and change places with them without a bit lost.
+fn averages(gpu: &mut Run<CudaSession>, loss_scale: f32, name: &str, report: &mut dyn FnMut(Check)) -> Result<()> {
+    const FRESH: f32 = 0.25;
+    let before = gpu.weights()?;
+    gpu.session.keep_averages()?;
+    gpu.step(STEPS + 1, loss_scale)?;
+    gpu.session.follow_weights(FRESH)?;
+    let after = gpu.weights()?;
+    let mut averaged = Vec::new();
+    for index in 0..after.len() {
+        averaged.push(gpu.session.average(ParamId(index as u32))?);
+    }
+    let expected = before.iter().zip(&after).flat_map(|(before, after)| {
+        let pairs = before.iter().zip(after);
+        pairs.map(|(before, after)| f64::from(*before) - f64::from(FRESH) * (f64::from(*before) - f64::from(*after)))
+    });
+    report(Check {
+        name: format!("{name}: averages of the weights"),
+        error: relative(&averaged.concat(), expected, 0.),
+        tolerance: 1e-6,
+    });
+    gpu.session.exchange_averages()?;
+    let exchanged = gpu.weights()? == averaged;
+    gpu.session.exchange_averages()?;
+    report(Check {
+        name: format!("{name}: weights and averages change places and back, same bits"),
+        error: f64::from(u8::from(!exchanged || gpu.weights()? != after)),
+        tolerance: 0.,
+    });
+    Ok(())
+}
+
+/// The algorithms that a saved run names are taken, and give its bits.
+fn preferred(device: &Arc<Device>, element: Element, network: &Network, report: &mut dyn FnMut(Check)) -> Result<()> {
+    let loss_scale = if element == Element::F16 { 1024. } else { 1. };
+    let mut runs = Vec::new();
+    let mut saved: Option<Algorithms> = None;
+    for others in [false, true, false] {
+        let mut session = CudaSession::new(network.table.clone(), settings(element, ADAM, false), device)?;
+        if let Some(saved) = &saved {
+            let mut wanted = saved.clone();
+            if others {
+                wanted.chosen.values_mut().for_each(|position| *position += 1);
+            }
+            session.prefer(&wanted);
+        }
+        let mut run = Run::new(session, network)?;
+        for number in 1..=3 {
+            run.step(number, loss_scale)?;
+        }
+        let used = run.session.algorithms();
+        saved = saved.or_else(|| used.clone());
+        runs.push((used, run.losses.clone(), run.weights()?));
+    }
+    for (name, failed) in [
+        (
+            "other algorithms are taken where a run names them",
+            runs[0].0 == runs[1].0,
+        ),
+        ("a run's own algorithms are taken again, same bits", runs[0] != runs[2]),
+    ] {
+        report(Check {
+            name: format!("{} {name}", element.suffix()),
+            error: f64::from(u8::from(failed)),
+            tolerance: 0.,
+        });
+    }
     Ok(())
 }
 
@@ -247,12 +333,45 @@ fn gradients(
     Ok(())
 }
 
+/// Where gradients are gone, their norms are left.
+fn gradient_norms(
+    gpu: &mut Run<CudaSession>,
+    cpu: &mut Run<CpuSession>,
+    name: &str,
+    report: &mut dyn FnMut(Check),
+) -> Result<()> {
+    let mut worst = (0., String::new());
+    for (index, param) in gpu.network.table.params.iter().enumerate() {
+        let id = ParamId(index as u32);
+        let (got, expected) = (gpu.session.gradient_norm(id)?, cpu.session.gradient_norm(id)?);
+        if expected < 1e-5 || param.name.ends_with("k_proj.bias") {
+            continue;
+        }
+        let error = (got / expected - 1.).abs();
+        if error > worst.0 || error.is_nan() {
+            worst = (error, param.name.clone());
+        }
+    }
+    report(Check {
+        name: format!("{name}: worst norm of a gradient, {}", worst.1),
+        error: worst.0,
+        tolerance: 0.1,
+    });
+    Ok(())
+}
+
 /// What a captured step computes is what the eager one does, to the bit; and so is what the next session computes.
-fn same_bits(device: &Arc<Device>, element: Element, network: &Network, report: &mut dyn FnMut(Check)) -> Result<()> {
+pub(super) fn same_bits(
+    device: &Arc<Device>,
+    element: Element,
+    network: &Network,
+    optimizer: OptimizerSettings,
+    report: &mut dyn FnMut(Check),
+) -> Result<()> {
     let loss_scale = if element == Element::F16 { 1024. } else { 1. };
     let mut ends = Vec::new();
     for eager in [true, false, false] {
-        let session = CudaSession::new(network.table.clone(), settings(element, ADAM, eager), device)?;
+        let session = CudaSession::new(network.table.clone(), settings(element, optimizer, eager), device)?;
         let mut run = Run::new(session, network)?;
         for number in 1..=REPLAYS {
             run.step(number, loss_scale)?;
@@ -261,6 +380,11 @@ fn same_bits(device: &Arc<Device>, element: Element, network: &Network, report: 
     }
     let finite = ends[0].0.iter().all(|loss| loss.is_finite());
     let unlike = |a: usize, b: usize| if finite && ends[a] == ends[b] { 0. } else { 1. };
+    let low = if optimizer.low_memory.is_some() {
+        " in low memory"
+    } else {
+        ""
+    };
     for (name, error) in [
         (
             "a captured step replayed 200 times against 200 eager steps, same bits",
@@ -269,7 +393,7 @@ fn same_bits(device: &Arc<Device>, element: Element, network: &Network, report: 
         ("two runs of 200 steps, same bits", unlike(1, 2)),
     ] {
         report(Check {
-            name: format!("{} {name}", element.suffix()),
+            name: format!("{}{low} {name}", element.suffix()),
             error,
             tolerance: 0.,
         });
