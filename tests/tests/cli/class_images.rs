@@ -57,6 +57,20 @@ fn with_images_of(recipe: &RecipeDraft, other: &Job) -> Job {
     job
 }
 
+/// The ninth is drawn beside one that nobody wants, and not by itself.
+#[test]
+fn an_image_is_the_same_however_many_are_drawn() {
+    let (nine, mut ten) = (Job::new(&nine()), nine());
+    if let Some(prior) = &mut ten.prior {
+        prior.num_class_images = 10;
+    }
+    let ten = Job::new(&ten);
+    assert!(nine.run().0.success() && ten.run().0.success());
+    let (nine, ten) = (images(&nine), images(&ten));
+    assert_eq!((nine.len(), ten.len()), (9, 10));
+    assert!(ten[..9] == nine, "the same bits");
+}
+
 #[test]
 fn a_killed_run_draws_what_is_missing_and_unusable_ones_are_made_again() {
     let whole = Job::new(&nine());

@@ -18,8 +18,8 @@ const UPDATES: u64 = 60;
 /// Steps of the reference data that are used.
 const BATCHES: usize = 4;
 const LEARNING_RATE: f64 = 1e-3;
-/// Share by which the mean loss over a round of batches may differ: rounding to bf16 moves each weight by up to 0.4 %.
-const TOLERANCE: f64 = 0.05;
+/// How far the mean loss of any round of batches may lie from f32's, as a share of the first round's.
+const TOLERANCE: f64 = 0.08;
 
 /// The mean loss of each round of batches.
 fn curve(optimizer: OptimizerSettings) -> Vec<f64> {
@@ -84,9 +84,10 @@ fn losses_in_low_memory_follow_those_of_f32() {
     };
     let (exact, low) = (curve(exact), curve(low));
     println!("{exact:.4?}\n{low:.4?}");
+    let first = exact[0];
     for (round, (exact, low)) in exact.iter().zip(&low).enumerate() {
         assert!(
-            (low / exact - 1.0).abs() < TOLERANCE,
+            (low - exact).abs() < TOLERANCE * first,
             "round {round}: {low} against {exact}"
         );
     }

@@ -2,6 +2,7 @@
 
 mod arithmetic;
 pub mod cli;
+mod profile;
 mod programs;
 mod report;
 mod sampling;

@@ -132,22 +132,6 @@ impl Times {
     }
 }
 
-/// Sums by name, largest first, with how many there were.
-pub(super) fn by_kind(times: &[(&'static str, f32)]) -> Vec<(&'static str, f64, usize)> {
-    let mut sums: BTreeMap<&str, (f64, usize)> = BTreeMap::new();
-    for (name, millis) in times {
-        let sum = sums.entry(name).or_default();
-        sum.0 += f64::from(*millis);
-        sum.1 += 1;
-    }
-    let mut sums: Vec<_> = sums
-        .into_iter()
-        .map(|(name, (millis, count))| (name, millis, count))
-        .collect();
-    sums.sort_by(|a, b| b.1.total_cmp(&a.1));
-    sums
-}
-
 /// GiB of what a session holds, by what for.
 pub(super) fn held(running: &Running) -> BTreeMap<&'static str, f64> {
     match running {
@@ -184,11 +168,5 @@ mod tests {
     fn times_are_placed_by_share() {
         let times = Times::new(vec![5., 1., 2., 4., 3.]);
         assert_eq!((times.at(0.), times.at(0.5), times.at(1.)), (1., 3., 5.));
-    }
-
-    #[test]
-    fn kinds_are_summed() {
-        let sums = by_kind(&[("a", 1.), ("b", 4.), ("a", 2.)]);
-        assert_eq!(sums, [("b", 4., 1), ("a", 3., 2)]);
     }
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::arithmetic::flop;
 use super::cli::Bench;
+use super::profile::profile;
 use super::programs::Model;
 use super::report::{GIB, Planned, Times, config, held};
 use crate::engine::layout::{channels_first, channels_last};
@@ -76,6 +77,8 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     }
     let (times, decodings) = (Times::new(millis), Times::new(decodings));
     let (used, held) = (bench.machine.used_bytes()?, held(&running));
+    profile(bench, &mut running, prediction_id, &prediction, None)?;
+    profile(bench, &mut running, decoding_id, &decoding, None)?;
     running.session().release(&[])?;
     let used_after = bench.machine.used_bytes()?;
     bench.say(format_args!(

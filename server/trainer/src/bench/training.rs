@@ -7,12 +7,12 @@ use serde_json::json;
 
 use super::arithmetic::flop;
 use super::cli::{Bench, Running};
+use super::profile::profile;
 use super::programs::Model;
-use super::report::{GIB, Machine, Planned, Times, by_kind, config, held};
+use super::report::{GIB, Machine, Planned, Times, config, held};
 use crate::engine::builder::{Bias, Builder, Scope};
 use crate::engine::cuda::call::Element;
-use crate::engine::ir::{Group, Kind, ParamId, ParamTable, Program, ValueId};
-use crate::engine::operands::operands;
+use crate::engine::ir::{Group, Kind, ParamId, ParamTable};
 use crate::engine::session::{Data, Session, Update};
 
 /// Steps before the clock starts: algorithms are chosen, kernels load, the step is captured.
@@ -98,22 +98,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
     bench.say(format_args!(
         "start     first step done after {first_step_s:.1} s, weights there after {weights_s:.1} s"
     ));
-    let mut kinds = Vec::new();
-    if let (Running::Gpu(session), true) = (&mut running, args.profile) {
-        bench.say(format_args!(
-            "captured  {} kernels and copies",
-            session.recorded_nodes(id)
-        ));
-        let profile = session.profile(id, Some(&update(1)))?;
-        kinds = by_kind(&profile);
-        bench.say("each instruction by itself, on warm caches:");
-        for (name, millis, count) in &kinds {
-            bench.say(format_args!("  {name:<16} {millis:>8.3} ms in {count}"));
-        }
-        for (shape, millis, count) in slowest(&program, &profile) {
-            bench.say(format_args!("  {millis:>8.3} ms in {count:>3}: {shape}"));
-        }
-    }
+    let kinds = profile(bench, &mut running, id, &program, Some(&update(1)))?;
     let line = json!({
         "ms_per_step": times.at(0.5),
         "min_ms": times.at(0.),
@@ -130,7 +115,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
         "flop": work,
         "matrix_flop_per_s": rate,
         "floor_ms": floor,
-        "by_instruction_ms": kinds.iter().map(|(name, millis, _)| (*name, *millis)).collect::<BTreeMap<_, _>>(),
+        "by_instruction_ms": kinds,
         "device": bench.machine.name(),
         "config": config(bench),
     });
@@ -145,37 +130,6 @@ fn update(number: u64) -> Update {
         loss_scale: 1.,
         number,
     }
-}
-
-/// The thirty kinds of instructions, told apart by shapes, that take longest together.
-fn slowest(program: &Program, profile: &[(&'static str, f32)]) -> Vec<(String, f64, usize)> {
-    let mut sums: BTreeMap<String, (f64, usize)> = BTreeMap::new();
-    for (op, (_, millis)) in program.code.iter().zip(profile) {
-        let touched = operands(op);
-        let dims = |ids: &[ValueId]| {
-            ids.iter()
-                .map(|&id| format!("{:?}", program.value(id).dims))
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        let sum = sums
-            .entry(format!(
-                "{} {} -> {}",
-                op.name(),
-                dims(&touched.reads),
-                dims(&touched.writes)
-            ))
-            .or_default();
-        sum.0 += f64::from(*millis);
-        sum.1 += 1;
-    }
-    let mut sums: Vec<_> = sums
-        .into_iter()
-        .map(|(shape, (millis, count))| (shape, millis, count))
-        .collect();
-    sums.sort_by(|a, b| b.1.total_cmp(&a.1));
-    sums.truncate(30);
-    sums
 }
 
 /// FLOP/s of one large matrix product, the most that this device shows; `None` on the CPU.

@@ -127,8 +127,10 @@ impl ConceptImages<'_> {
             if group.iter().all(|number| folder.has(*number)) {
                 continue;
             }
-            // A picture's last bits depend on the batch it is drawn in, so a run that was cut off draws the same batch.
-            let Some(pictures) = self.draw(&request, group)? else {
+            // A picture's last bits depend on the batch it is drawn in, so a run that was cut off draws the same batch, and the last
+            // ones are drawn in a full one, whose programs are made already.
+            let rows = batch.min(wanted);
+            let Some(pictures) = self.draw(&request, group, rows)? else {
                 return Ok(ControlFlow::Break(()));
             };
             let new: Vec<(u64, Picture)> = (group.iter().copied().zip(pictures))
@@ -188,13 +190,20 @@ impl ConceptImages<'_> {
         }
     }
 
-    /// One picture a number. `None` when asked to stop.
-    fn draw(&mut self, request: &SampleRequest, numbers: &[u64]) -> Result<Option<Vec<Picture>>, TrainError> {
+    /// One picture a number, drawn `rows` at a time with some that nobody wants where there are fewer. `None` when asked to stop.
+    fn draw(
+        &mut self,
+        request: &SampleRequest,
+        numbers: &[u64],
+        rows: usize,
+    ) -> Result<Option<Vec<Picture>>, TrainError> {
         let run = self.run;
         let draw = |wanted: &[(u64, u64)]| {
-            let seeds: Vec<u64> = wanted
-                .iter()
-                .map(|(number, attempt)| self.seed(*number, *attempt))
+            let next = numbers.iter().max().map_or(0, |last| last + 1);
+            let unwanted = (next..).map(|number| (number, 0));
+            let seeds: Vec<u64> = (wanted.iter().copied().chain(unwanted))
+                .take(rows.max(wanted.len()))
+                .map(|(number, attempt)| self.seed(number, attempt))
                 .collect();
             let mut progress = |_done: usize, _of: usize| run.go_on();
             Ok(self.learner.pipeline().draw(request, &seeds, &mut progress)?)

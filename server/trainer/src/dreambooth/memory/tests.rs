@@ -69,6 +69,7 @@ fn a_gpus_plan_is_near_what_was_measured() {
     ] {
         // The bench holds no decoder.
         let planned = gib(on_a_gpu(&demand, element).total()) - 0.09;
+        println!("PLANNED {planned:.3} measured {measured} {element:?}");
         assert!(
             (planned / measured - 1.).abs() < 0.03,
             "{planned} for {measured}: {demand:?}"

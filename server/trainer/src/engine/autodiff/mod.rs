@@ -4,7 +4,10 @@
 //! computes the next one; nothing is ever filled with zeros. A gradient may stand for several values at once: the
 //! gradient of `x + f(x)` is that of `x` and of `f(x)`. So each has a count of the values it is pending for, and is
 //! only changed in place while it is pending for one.
+//!
+//! Results of light instructions that are large beside what computes them are not kept for the backward: see `light`.
 
+mod light;
 mod recompute;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,7 +56,10 @@ pub fn backward(
         pending: BTreeMap::new(),
         holders: BTreeMap::new(),
         written: BTreeSet::new(),
+        light: BTreeMap::new(),
+        again: BTreeMap::new(),
     };
+    reverse.find_light(&code);
     // What the host writes or reads is not ours to change.
     let kept: Vec<ValueId> = (reverse.program.inputs.values().chain(reverse.program.outputs.values()))
         .copied()
@@ -105,6 +111,10 @@ struct Reverse<'a> {
     holders: BTreeMap<ValueId, usize>,
     /// Weights whose gradient has its first contribution.
     written: BTreeSet<ParamId>,
+    /// By result (root): what computes it, where that is light.
+    light: BTreeMap<ValueId, Op>,
+    /// Those results (roots) as they are computed again.
+    again: BTreeMap<ValueId, ValueId>,
 }
 
 impl Reverse<'_> {
@@ -241,6 +251,7 @@ impl Reverse<'_> {
                 let bias = self.trained(bias);
                 if self.trained(Some(w)).or(bias).is_some() {
                     let add = self.adds([Some(w), bias])?;
+                    let x = self.again(x);
                     self.code.push(Op::LinearGradW { dy, x, w, bias, add });
                 }
                 if self.needs(x) {
@@ -259,6 +270,7 @@ impl Reverse<'_> {
                 let bias = self.trained(bias);
                 if self.trained(Some(w)).or(bias).is_some() {
                     let add = self.adds([Some(w), bias])?;
+                    let x = self.again(x);
                     self.code.push(Op::ConvGradW {
                         dy,
                         x,

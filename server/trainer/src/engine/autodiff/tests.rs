@@ -184,6 +184,34 @@ fn nothing_is_computed_for_what_is_frozen() {
 }
 
 #[test]
+fn the_result_of_a_gate_is_not_kept() {
+    let case = Case::new(|b, w| {
+        let x = wanted(b, w, "d x", &[2, 3, 4]);
+        let inner = b.linear(x, &scope().at("up"), 10, Bias::Own, None);
+        let inner = b.geglu(inner);
+        b.linear(inner, &scope().at("down"), 4, Bias::Own, Some(x))
+    });
+    case.check(12);
+    let program = case.program(false, false);
+    let (forward, backward) = program.code.split_at(case.forward.program.code.len());
+    let names: Vec<_> = backward.iter().map(Op::name).collect();
+    let wanted = [
+        "Geglu",
+        "LinearGradW",
+        "LinearGradX",
+        "GegluGrad",
+        "LinearGradW",
+        "LinearGradX",
+    ];
+    assert_eq!(names, wanted);
+    let Some(Op::Geglu { y, .. }) = forward.iter().find(|op| op.name() == "Geglu") else {
+        panic!("there is a gate")
+    };
+    let reads = |op: &Op| operands(op).reads.iter().any(|id| program.root(*id) == *y);
+    assert!(!backward.iter().any(reads), "the forward's own is not read again");
+}
+
+#[test]
 fn a_trained_weight_without_a_gradient_is_named() {
     let case = Case::new(|b, _| {
         let x = b.input("x", &[2, 4], Kind::Activation);
