@@ -95,9 +95,16 @@ pub(super) struct Shape {
     pub outputs: usize,
     /// The result is added to a third matrix.
     pub plus: bool,
+    /// The result is F32, whatever the operands are.
+    pub exact: bool,
 }
 
 impl Shape {
+    /// Of the result.
+    fn result(&self) -> Element {
+        if self.exact { Element::F32 } else { self.element }
+    }
+
     fn name(&self) -> String {
         let product = match self.product {
             Product::Forward { bias: true } => "forward-bias",
@@ -105,7 +112,13 @@ impl Shape {
             Product::GradX => "grad-x",
             Product::GradW => "grad-w",
         };
-        let (element, plus) = (self.element.suffix(), if self.plus { "-plus" } else { "" });
+        let plus = match (self.plus, self.exact) {
+            (false, false) => "",
+            (true, false) => "-plus",
+            (false, true) => "-exact",
+            (true, true) => "-plus-exact",
+        };
+        let element = self.element.suffix();
         format!(
             "linear {product}{plus} {element} {}x{}x{}",
             self.rows, self.inputs, self.outputs
@@ -230,8 +243,8 @@ impl Blas {
             algorithm: Algorithm([0; 8]),
             workspace_bytes: 0,
         };
-        for (layout, (rows, columns)) in plan.layouts.iter_mut().zip(stored) {
-            let kind = data_type(shape.element);
+        let kinds = [shape.element, shape.element, shape.result()].map(data_type);
+        for ((layout, (rows, columns)), kind) in plan.layouts.iter_mut().zip(stored).zip(kinds) {
             // SAFETY: the result goes to a field of ours.
             unsafe {
                 (self.lt).cublasLtMatrixLayoutCreate(layout, kind, rows as u64, columns as u64, rows as i64)?;

@@ -1,6 +1,6 @@
 //! What each instruction becomes on the GPU.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::{
     super::{
@@ -11,7 +11,7 @@ use super::{
     },
     blas,
     call::{Address, Call, Element},
-    calls::{attention, pointwise, sums},
+    calls::{pointwise, sums},
     device::Libraries,
     dnn,
     gpu::Lane,
@@ -249,18 +249,22 @@ impl Writing<'_, '_> {
         plus: bool,
         operands: blas::Operands,
     ) -> Result<()> {
-        let shape = blas::Shape {
+        let plan = self.product_of(blas::Shape {
             product,
             element: self.of.element,
             rows,
             inputs,
             outputs,
             plus,
-        };
-        let Libraries { linear, choices, .. } = &mut *self.libraries;
-        let plan = linear.of(shape, choices, self.scratch)?;
+            exact: false,
+        })?;
         self.work.push(Work::Product(plan, operands));
         Ok(())
+    }
+
+    pub fn product_of(&mut self, shape: blas::Shape) -> Result<Arc<blas::Plan>> {
+        let Libraries { linear, choices, .. } = &mut *self.libraries;
+        linear.of(shape, choices, self.scratch)
     }
 
     fn convolution(
@@ -422,70 +426,6 @@ impl Writing<'_, '_> {
         let (residual, rows, channels) = (self.of.maybe_at(residual), self.of.rows(y), self.of.channels(y));
         let calls = pointwise::bias_residual(self.of.element, self.of.at(y), bias, residual, rows, channels);
         self.calls(calls);
-        Ok(())
-    }
-
-    fn attention(&mut self, op: &Op) -> Result<()> {
-        let shape = |q: ValueId, k: ValueId, heads: usize, causal: bool| attention::Shape {
-            rows: self.of.dims(q)[0],
-            queries: self.of.dims(q)[1],
-            keys: self.of.dims(k)[1],
-            heads,
-            head_size: self.of.channels(q) / heads,
-            causal,
-        };
-        let element = self.of.element;
-        let wide = |error: attention::TooWide| failed("an attention", error.to_string());
-        match *op {
-            Op::Attention {
-                q,
-                k,
-                v,
-                heads,
-                causal,
-                y,
-                stats,
-            } => {
-                let at = attention::Forward {
-                    q: self.of.at(q),
-                    k: self.of.at(k),
-                    v: self.of.at(v),
-                    y: self.of.at(y),
-                    stats: self.of.at(stats),
-                };
-                self.calls(attention::forward(element, &shape(q, k, heads, causal), &at).map_err(wide)?);
-            }
-            Op::AttentionGrad {
-                dy,
-                q,
-                k,
-                v,
-                y,
-                stats,
-                heads,
-                causal,
-                dq,
-                dk,
-                dv,
-            } => {
-                let shape = shape(q, k, heads, causal);
-                let bytes = attention::backward_workspace(element, &shape).map_err(wide)?;
-                let at = attention::Backward {
-                    dy: self.of.at(dy),
-                    q: self.of.at(q),
-                    k: self.of.at(k),
-                    v: self.of.at(v),
-                    y: self.of.at(y),
-                    stats: self.of.at(stats),
-                    dq: self.of.at(dq),
-                    dk: self.of.at(dk),
-                    dv: self.of.at(dv),
-                    workspace: self.room(bytes),
-                };
-                self.calls(attention::backward(element, &shape, &at).map_err(wide)?);
-            }
-            _ => {}
-        }
         Ok(())
     }
 }

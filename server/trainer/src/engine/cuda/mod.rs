@@ -19,6 +19,7 @@ mod gpu;
 mod graph;
 pub mod library;
 mod lower;
+mod lower_attention;
 mod lower_small;
 mod scratch;
 pub mod selftest;

@@ -71,7 +71,7 @@ mod tests {
         let bits = |seed, number, tensor| -> Vec<bool> {
             let key = key_of_tensor(key(seed, number), tensor);
             // Halfway between two neighbours.
-            (0..4096).map(|at| stochastic(1.003_906_25, key, at) > 1.).collect()
+            (0..4096).map(|at| stochastic(1. + 1. / 256., key, at) > 1.).collect()
         };
         let first = bits(1, 1, 0);
         for other in [bits(2, 1, 0), bits(1, 2, 0), bits(1, 1, 1), bits(1 << 32, 1, 0)] {

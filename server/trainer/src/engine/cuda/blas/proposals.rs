@@ -85,8 +85,8 @@ impl Plan {
             return Ok(0);
         }
         let (bytes, lens) = (self.shape.element.bytes(), self.shape.lens());
-        let bias = self.shape.outputs;
-        let sizes = [lens[0], lens[1], lens[2], bias].map(|len| len * bytes);
+        let result = lens[2] * self.shape.result().bytes();
+        let sizes = [lens[0] * bytes, lens[1] * bytes, result, self.shape.outputs * bytes];
         let workspace = proposals
             .iter()
             .map(|proposal| proposal.workspace_bytes)

@@ -1,4 +1,5 @@
-//! Launches of attention and its gradient (`attention_forward.cu`, `attention_backward.cu`, `attention_plain.cu`).
+//! Launches of attention and its gradient (`attention_forward.cu`, `attention_backward.cu`, `attention_plain.cu`); a single wide
+//! head, such as the autoencoder's, is two matrix products around `attention_weights.cu` instead.
 
 use super::super::call::{Address, Argument, Call, Element};
 use super::addresses;
@@ -52,6 +53,21 @@ pub struct Backward {
     pub workspace: Address,
 }
 
+/// Scores of a single wide head, some queries at a time, between the two products.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores {
+    /// F32 `[queries, keys]`, without the scale.
+    pub scores: Address,
+    /// `[queries, keys]`.
+    pub weights: Address,
+    /// F32 `[queries]`.
+    pub stats: Address,
+}
+
+/// Bytes that the scores and the weights of [`Shape::queries_at_once`] may take.
+const SCORES_BYTES: usize = 24 << 20;
+const QUERIES_AT_ONCE: usize = 1024;
+
 /// How a head is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kernels {
@@ -62,6 +78,17 @@ enum Kernels {
 }
 
 impl Shape {
+    /// One head, wider than the tensor-core kernels take: its scores are worth a place in memory.
+    pub fn is_wide(&self) -> bool {
+        self.heads == 1 && !self.causal && WIDTHS.iter().all(|width| *width < self.head_size)
+    }
+
+    /// Of a wide head.
+    pub fn queries_at_once(&self, element: Element) -> usize {
+        let fit = SCORES_BYTES / (self.keys * (4 + element.bytes()));
+        fit.clamp(64, QUERIES_AT_ONCE).min(self.queries)
+    }
+
     fn kernels(&self, element: Element) -> Result<Kernels, TooWide> {
         // Pairs of elements are read at once, so a head must not begin on an odd one.
         if element != Element::F32
@@ -170,6 +197,17 @@ pub fn forward(element: Element, shape: &Shape, at: &Forward) -> Result<Vec<Call
         shared,
         arguments,
     )])
+}
+
+/// The weights of `queries` queries of a wide head from their scores.
+pub fn weights(element: Element, shape: &Shape, queries: usize, at: &Scores) -> Call {
+    let name = format!("attention_weights_{}", element.suffix());
+    let mut launch = super::Launch::new(name, [queries, 1, 1], super::THREADS).at([at.scores, at.weights, at.stats]);
+    launch
+        .0
+        .arguments
+        .extend([shape.head_size, shape.keys].map(|size| Argument::I32(size as i32)));
+    launch.0
 }
 
 /// Bytes that [`backward`] needs besides its operands.
@@ -299,6 +337,29 @@ mod tests {
         assert_eq!(of(13, Element::Bf16), Ok(Kernels::Plain { each: 2 }));
         assert_eq!(of(512, Element::Bf16), Ok(Kernels::Plain { each: 16 }));
         assert_eq!(of(513, Element::Bf16), Err(TooWide(513)));
+    }
+
+    #[test]
+    fn a_single_wide_head_is_taken_some_queries_at_a_time() {
+        let decoder = Shape {
+            rows: 1,
+            heads: 1,
+            head_size: 512,
+            ..SELF_64
+        };
+        assert!(decoder.is_wide() && !SELF_64.is_wide());
+        assert!(
+            !Shape { heads: 2, ..decoder }.is_wide()
+                && !Shape {
+                    causal: true,
+                    ..decoder
+                }
+                .is_wide()
+        );
+        assert_eq!(decoder.queries_at_once(Element::F16), 1024);
+        let large = Shape { keys: 16384, ..decoder };
+        assert_eq!(large.queries_at_once(Element::F16), 256);
+        assert_eq!(Shape { queries: 9, ..decoder }.queries_at_once(Element::F32), 9);
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub(super) fn check(device: &Arc<Device>, element: Element, report: &mut dyn FnM
         networks::attention("attention 64", 64, 77, true)?,
         networks::attention("attention 80", 80, 65, false)?,
         networks::attention("attention 160", 160, 19, false)?,
+        networks::wide_attention()?,
     ];
     for network in &mut all {
         check_network(device, element, network, report)?;

@@ -176,3 +176,14 @@ pub(super) fn attention(name: &'static str, head: usize, tokens: usize, causal: 
         Ok((h, None, vec![("d x", x), ("d context", context)]))
     })
 }
+
+/// A single head as wide as the autoencoder's, of more queries than are taken at once.
+pub(super) fn wide_attention() -> Result<Network> {
+    Network::new("wide attention", false, |b| {
+        let scope = Scope::new("vae", Group::Vae, true);
+        let x = b.input("x", &[2, 1100, 192], Kind::Activation);
+        let qkv = ["q", "k", "v"].map(|name| b.linear(x, &scope.at(name), 192, Bias::Own, None));
+        let h = b.attention(qkv, 1, false);
+        Ok((h, None, vec![("d x", x)]))
+    })
+}
