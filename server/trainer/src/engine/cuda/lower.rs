@@ -40,17 +40,10 @@ pub(super) struct Lowering<'a> {
     pub updates: Updates<'a>,
 }
 
-/// What an update does behind instructions.
+/// In low memory, the weights that are updated behind an instruction.
 pub(super) struct Updates<'a> {
     pub optimizer: &'a Optimizer,
-    pub behind: &'a BTreeMap<usize, Behind>,
-}
-
-pub(super) enum Behind {
-    /// In low memory: weights are updated whose gradients are finished and that nobody reads any more.
-    Update(Vec<ParamId>),
-    /// Else: squares of spans of the gradients are summed that are finished.
-    Squares(Vec<usize>),
+    pub behind: &'a BTreeMap<usize, Vec<ParamId>>,
 }
 
 /// A program's work.
@@ -118,33 +111,24 @@ impl Lowering<'_> {
                 updates: false,
             });
             let behind = self.updates.behind.get(&index);
-            lowered.steps.extend(behind.map(|behind| self.behind(behind)));
+            lowered.steps.extend(behind.map(|ids| self.update(ids)));
         }
         Ok(lowered)
     }
 
-    /// Beside the rest, since nobody waits for it.
-    fn behind(&self, behind: &Behind) -> Step {
+    /// The update of weights whose gradients are finished and that nobody reads any more: beside the rest, since nobody
+    /// waits for it.
+    fn update(&self, ids: &[ParamId]) -> Step {
         let Updates { optimizer, .. } = self.updates;
-        let (calls, reads): (Vec<Call>, _) = match behind {
-            Behind::Update(ids) => {
-                let calls = ids.iter().flat_map(|&id| {
-                    let gradient = self.gradient_at(Some(id));
-                    optimizer.update_of(self.store, id, self.params.get(id), gradient)
-                });
-                let reads = ids.iter().filter_map(|&id| self.planned(id)).collect();
-                (calls.collect(), reads)
-            }
-            Behind::Squares(spans) => {
-                let calls = spans.iter().filter_map(|&span| optimizer.squares_of(self.store, span));
-                (calls.collect(), Vec::new())
-            }
-        };
+        let calls = ids.iter().flat_map(|&id| {
+            let gradient = self.gradient_at(Some(id));
+            optimizer.update_of(self.store, id, self.params.get(id), gradient)
+        });
         Step {
             name: UPDATE,
             lane: Lane::Side,
-            work: calls.into_iter().map(Work::Kernel).collect(),
-            reads,
+            work: calls.map(Work::Kernel).collect(),
+            reads: ids.iter().filter_map(|&id| self.planned(id)).collect(),
             writes: Vec::new(),
             weights: Vec::new(),
             gradients: false,

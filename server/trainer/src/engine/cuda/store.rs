@@ -111,20 +111,12 @@ impl Layout {
 
     /// Elements of all trained weights with coded moments in runs of whole weights, each of `len` at least, but for the last.
     pub fn runs(&self, len: usize) -> Vec<Range<usize>> {
-        self.cut(self.exact, len)
-    }
-
-    /// Elements of all trained weights in `count` spans of whole weights at most.
-    pub fn spans(&self, count: usize) -> Vec<Range<usize>> {
-        self.cut(0, self.trained.div_ceil(count).max(1))
-    }
-
-    fn cut(&self, mut from: usize, len: usize) -> Vec<Range<usize>> {
-        let within = |slot: &&Slot| (from..self.trained).contains(&slot.start);
-        let mut starts: Vec<usize> = self.slots.iter().filter(within).map(|slot| slot.start).collect();
+        let coded = |slot: &&Slot| (self.exact..self.trained).contains(&slot.start);
+        let mut starts: Vec<usize> = self.slots.iter().filter(coded).map(|slot| slot.start).collect();
         starts.sort_unstable();
         starts.push(self.trained);
         let mut runs = Vec::new();
+        let mut from = self.exact;
         for start in starts {
             if start - from >= len || (start == self.trained && start > from) {
                 runs.push(from..start);
@@ -317,11 +309,5 @@ mod tests {
         assert_eq!(layout.runs(6000), [256..11520, 11520..15616]);
         assert_eq!(layout.runs(1 << 20), vec![layout.exact..layout.trained]);
         assert!(Layout::new(&params, Moments::F32).runs(1).is_empty());
-        for count in [1, 2, 3, 64] {
-            let spans = layout.spans(count);
-            assert!(spans.len() <= count, "{count}");
-            assert!(spans.windows(2).all(|two| two[0].end == two[1].start));
-            assert_eq!((spans[0].start, spans[spans.len() - 1].end), (0, layout.trained));
-        }
     }
 }

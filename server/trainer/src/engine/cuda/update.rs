@@ -1,6 +1,6 @@
 //! The optimizer on the GPU: moments, the numbers of an update, and the work that applies it.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     super::{
@@ -40,14 +40,12 @@ struct State {
     due: Memory,
     /// In low memory, of each weight's gradient, F32: what the last update saw.
     squares: Memory,
-    /// Else, of what lies together of the gradients.
-    spans: Vec<Range<usize>>,
     /// Only held.
     _rest: [Memory; 3],
     departing: Pinned,
     arriving: Pinned,
     at: Arena,
-    norm: Call,
+    norm: Vec<Call>,
 }
 
 /// Of an update that runs beside a step: many enough that the first instructions need not wait long.
@@ -85,11 +83,6 @@ impl Sizes {
 pub(super) fn moment_bytes(layout: &Layout) -> usize {
     let Sizes { exact, codes, largest } = Sizes::of(layout);
     2 * (exact + codes + largest)
-}
-
-/// The gradients by what lies together, for their norm.
-pub(super) fn spans(layout: &Layout) -> Vec<Range<usize>> {
-    layout.spans(optimizer::SPANS)
 }
 
 impl Optimizer {
@@ -154,7 +147,6 @@ impl Optimizer {
             workspace: workspace.address,
         };
         self.gpu.wait()?;
-        let spans = spans(&store.layout);
         self.state = Some(State {
             first,
             second,
@@ -168,11 +160,10 @@ impl Optimizer {
             departing: Pinned::new(&self.gpu, 4 * optimizer::NUMBERS)?,
             arriving: Pinned::new(&self.gpu, optimizer::RESULT_BYTES)?,
             norm: match low_memory {
-                true => optimizer::clip(&at, squares.address, params.params.len()),
-                false => optimizer::norm(&at, spans.len()),
+                true => vec![optimizer::clip(&at, squares.address, params.params.len())],
+                false => optimizer::norm(store.element, &at, trained),
             },
             squares,
-            spans,
             at,
         });
         Ok(())
@@ -258,20 +249,16 @@ impl Optimizer {
         Ok(f64::from(squares[0]).sqrt())
     }
 
-    /// The sums of squares of a span's gradients, which are finished.
-    pub fn squares_of(&self, store: &Store, span: usize) -> Option<Call> {
-        let State { at, spans, .. } = self.state.as_ref()?;
-        Some(optimizer::squares(store.element, at, span, spans.get(span)?.clone()))
-    }
-
-    /// Puts the norm on the main lane, behind the sums of squares that it is of; after it an update is due, unless a gradient is not finite or, in low memory, the
+    /// Puts the norm on the main lane; after it an update is due, unless a gradient is not finite or, in low memory, the
     /// weights are updated already. `early`: as [`Gpu::launch_on`] says.
     ///
     /// # Errors
     /// What the driver answers.
     pub fn norm(&self, early: bool) -> Result<()> {
         let Some(state) = &self.state else { return Ok(()) };
-        self.gpu.launch_on(&state.norm, Lane::Main, early)?;
+        for (index, call) in state.norm.iter().enumerate() {
+            self.gpu.launch_on(call, Lane::Main, early || index > 0)?;
+        }
         if self.settings.low_memory.is_some() {
             return Ok(());
         }

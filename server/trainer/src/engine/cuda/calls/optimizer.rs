@@ -22,10 +22,8 @@ use super::{
     Launch, THREADS,
 };
 
-/// Spans of gradients whose squares are summed by themselves, at most; and blocks of threads for each: fixed, so that sums are made
-/// alike on every card.
-pub const SPANS: usize = 64;
-const SPAN_BLOCKS: usize = 66;
+/// Blocks of the norm; fixed, so that sums are made alike on every card.
+const NORM_BLOCKS: usize = 1056;
 /// Blocks that a warp of the 8-bit update has one after the other. By itself many, because each block of threads first copies the
 /// tables; beside other work few, so that what it holds is soon free for that.
 const ROUNDS_ALONE: usize = 11;
@@ -76,8 +74,8 @@ pub struct Arena {
 /// Bytes of the numbers and the result of an update.
 pub const SLIP_BYTES: usize = 4 * NUMBERS + RESULT_BYTES;
 
-/// Bytes of the sums that [`squares`] leaves.
-pub const WORKSPACE_BYTES: usize = SPANS * SPAN_BLOCKS * 4;
+/// Bytes that [`norm`] needs besides its operands.
+pub const WORKSPACE_BYTES: usize = NORM_BLOCKS * 4;
 
 pub fn group_index(group: Group) -> u8 {
     match group {
@@ -179,22 +177,12 @@ pub fn clip(at: &Arena, sums: Address, count: usize) -> Call {
     clip.0
 }
 
-/// The sums of squares of span number `index` of the gradients, which is `range`.
-pub fn squares(element: Element, at: &Arena, index: usize, range: Range<usize>) -> Call {
-    let squares = Launch::new(format!("squares_{}", element.suffix()), [SPAN_BLOCKS, 1, 1], THREADS)
-        .at([
-            at.gradients.offset(range.start * element.bytes()),
-            at.groups.offset(range.start / BLOCK),
-            at.slip,
-            at.workspace.offset(4 * SPAN_BLOCKS * index),
-        ])
-        .longs([range.len()]);
-    squares.0
-}
-
-/// The norm of all gradients from the squares of `spans` spans, and what they are to be multiplied by.
-pub fn norm(at: &Arena, spans: usize) -> Call {
-    clip(at, at.workspace, spans * SPAN_BLOCKS)
+/// The norm of `trained` gradients, and what they are to be multiplied by.
+pub fn norm(element: Element, at: &Arena, trained: usize) -> Vec<Call> {
+    let norm = Launch::new(format!("squares_{}", element.suffix()), [NORM_BLOCKS, 1, 1], THREADS)
+        .at([at.gradients, at.groups, at.slip, at.workspace])
+        .longs([trained]);
+    vec![norm.0, clip(at, at.workspace, NORM_BLOCKS)]
 }
 
 /// The update of the first `exact` elements, whose moments are f32.

@@ -17,10 +17,8 @@ use super::{
         gpu::{Lane, Memory, Pinned},
         graph::{self, Recording},
         library::failed,
-        lower::{Behind, Lowering, Places as Lowered, UPDATE, Updates, lane_of},
+        lower::{Lowering, Places as Lowered, UPDATE, Updates, lane_of},
         scratch::Scratch,
-        store::Layout,
-        update::spans,
         work::{Ahead, List, workspace_bytes},
     },
     CudaSession, Settings,
@@ -36,8 +34,8 @@ pub(super) struct Compiled {
     pub trains: BTreeSet<ParamId>,
     /// What it asked of the workspace when it was last turned into work.
     pub workspace_bytes: usize,
-    /// What an update does behind instructions.
-    updates: BTreeMap<usize, Behind>,
+    /// In low memory, the weights that are updated behind an instruction.
+    updates: BTreeMap<usize, Vec<ParamId>>,
     pub state: State,
 }
 
@@ -91,29 +89,6 @@ pub(in super::super) fn places(
     Ok((plan_lingering(program, size_of, lingers, &planned), lives))
 }
 
-/// The spans of gradients that are finished behind each instruction; one that the program does not write, behind the last.
-fn squares(program: &Program, params: &ParamTable, layout: &Layout) -> BTreeMap<usize, Behind> {
-    let mut finished: BTreeMap<ParamId, usize> = BTreeMap::new();
-    for (index, op) in program.code.iter().enumerate() {
-        finished.extend(operands(op).trained_gradients(params).map(|id| (id, index)));
-    }
-    if finished.is_empty() {
-        return BTreeMap::new();
-    }
-    let mut behind: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (number, span) in spans(layout).iter().enumerate() {
-        let of_span = finished
-            .iter()
-            .filter(|(id, _)| span.contains(&layout.slot(**id).start));
-        let last = of_span.map(|(_, index)| *index).max().unwrap_or(program.code.len() - 1);
-        behind.entry(last).or_default().push(number);
-    }
-    behind
-        .into_iter()
-        .map(|(index, spans)| (index, Behind::Squares(spans)))
-        .collect()
-}
-
 impl CudaSession {
     /// Gives the program's values places, and the work that it is to be.
     pub(super) fn plan(&mut self, program: Program) -> Result<ProgramId> {
@@ -123,13 +98,6 @@ impl CudaSession {
         let trains: BTreeSet<ParamId> = (program.code.iter())
             .flat_map(|op| operands(op).trained_gradients(&self.params).collect::<Vec<_>>())
             .collect();
-        let updates = match optimizer.low_memory {
-            Some(_) => {
-                let finished = gradients::by_instruction(&lives, |life| life.last);
-                (finished.into_iter().map(|(index, ids)| (index, Behind::Update(ids)))).collect()
-            }
-            None => squares(&program, &self.params, &self.store.layout),
-        };
         self.programs.push(Compiled {
             kept: Memory::new(&self.device.gpu, 0, "")?,
             program,
@@ -137,7 +105,7 @@ impl CudaSession {
             staging: BTreeMap::new(),
             trains,
             workspace_bytes: 0,
-            updates,
+            updates: gradients::by_instruction(&lives, |life| life.last),
             state: State::default(),
         });
         let id = ProgramId(self.programs.len() - 1);
@@ -255,7 +223,7 @@ impl CudaSession {
             if within {
                 optimizer.begin()?;
             }
-            list.issue(ahead.as_ref(), true)?;
+            list.issue(ahead.as_ref(), within)?;
             optimizer.norm(!list.ends_waiting())
         };
         if self.settings.eager || !*warm {
