@@ -118,7 +118,7 @@ impl Visit {
 
     pub async fn wait_for_step(&self, step: u32) -> anyhow::Result<()> {
         let there = format!(
-            "return [...document.querySelectorAll('.meters dd')].some(dd => parseInt(dd.innerText) >= {step} && / of /.test(dd.innerText))"
+            "return [...document.querySelectorAll('.meters dt')].some(dt => dt.innerText === 'Step' && parseInt(dt.nextElementSibling.innerText) >= {step})"
         );
         let what = format!("step {step}");
         self.browser.wait_until(&what, &there, PATIENCE).await

@@ -13,21 +13,30 @@ pub fn channels_first(values: &[f32], channels: usize, places: usize) -> Vec<f32
     transpose(values, places, channels)
 }
 
+/// Waking other threads costs more than to turn this many values.
+const FEW: usize = 1 << 18;
+
 /// Blocks of `[a, b]` to blocks of `[b, a]`.
 fn transpose(values: &[f32], a: usize, b: usize) -> Vec<f32> {
     if a <= 1 || b <= 1 {
         return values.to_vec();
     }
     let mut out = vec![0.; values.len()];
-    out.par_chunks_exact_mut(a * b)
-        .zip(values.par_chunks_exact(a * b))
-        .for_each(|(out, block)| {
-            for (j, out) in out.chunks_exact_mut(a).enumerate() {
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = block[i * b + j];
-                }
+    let turn = |(out, block): (&mut [f32], &[f32])| {
+        for (j, out) in out.chunks_exact_mut(a).enumerate() {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = block[i * b + j];
             }
-        });
+        }
+    };
+    if values.len() < FEW {
+        out.chunks_exact_mut(a * b)
+            .zip(values.chunks_exact(a * b))
+            .for_each(turn);
+    } else {
+        let blocks = values.par_chunks_exact(a * b);
+        out.par_chunks_exact_mut(a * b).zip(blocks).for_each(turn);
+    }
     out
 }
 
@@ -57,6 +66,10 @@ mod tests {
         let last = channels_last(&values, 2, 3);
         assert_eq!(last, [0., 3., 1., 4., 2., 5., 6., 9., 7., 10., 8., 11.]);
         assert_eq!(channels_first(&last, 2, 3), values);
+        let many: Vec<f32> = (0..2 * FEW).map(|v| v as f32).collect();
+        let last = channels_last(&many, 4, FEW / 4);
+        assert_eq!((last[1], last[FEW + 4]), ((FEW / 4) as f32, FEW as f32 + 1.));
+        assert_eq!(channels_first(&last, 4, FEW / 4), many);
         assert_eq!(checkpoint_dims(&engine_dims(&[8, 4, 3, 3])), [8, 4, 3, 3]);
         assert_eq!(engine_dims(&[8, 4, 3, 3]), [8, 3, 3, 4]);
     }

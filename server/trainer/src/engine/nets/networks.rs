@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor, TensorId};
 use rayon::prelude::*;
 
 use super::diffusion::{Chance, Diffusion};
@@ -68,6 +68,8 @@ pub struct Networks {
     diffusion: Option<Diffusion>,
     /// Programs that were told so.
     told: BTreeSet<ProgramId>,
+    /// What programs were last given to attend to: the same for all steps of a drawing.
+    contexts: BTreeMap<ProgramId, TensorId>,
 }
 
 impl Networks {
@@ -80,6 +82,7 @@ impl Networks {
             tiles: BTreeMap::new(),
             diffusion: None,
             told: BTreeSet::new(),
+            contexts: BTreeMap::new(),
         }
     }
 
@@ -269,7 +272,11 @@ impl Networks {
         let [channels, height, width] = row_dims(latents)?;
         self.write_map(program, "latents", &values(latents)?, [channels, height, width])?;
         self.write_time(program, timesteps)?;
-        self.session.write(program, "context", Data::F32(&values(context)?))?;
+        // A tensor's content never changes, and no two have one id.
+        if self.contexts.get(&program) != Some(&context.id()) {
+            self.session.write(program, "context", Data::F32(&values(context)?))?;
+            self.contexts.insert(program, context.id());
+        }
         Ok(self.session.run(program)?)
     }
 
@@ -301,6 +308,7 @@ impl Networks {
     pub(super) fn give_back(&mut self, going_on: &[ProgramId]) -> Result<()> {
         // The others' tables go with their inputs.
         self.told.retain(|id| going_on.contains(id));
+        self.contexts.retain(|id, _| going_on.contains(id));
         Ok(self.session.release(going_on)?)
     }
 
