@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn numbers_go_and_come_back_rounded() {
         let values: Vec<f32> = (0..RUN + 5)
-            .map(|i| (i as f32 - 3000.) * 0.37)
+            .map(|i| ((i % 8192) as f32 - 3000.) * 0.37)
             .chain([f32::NAN])
             .collect();
         for element in [Element::F32, Element::F16, Element::Bf16] {
