@@ -84,6 +84,7 @@ impl Case {
         let options = Backward {
             accumulate,
             recompute,
+            light_norms: 0,
             wanted: &self.wanted,
         };
         backward(self.forward.clone(), &self.table, &[self.seed], options).unwrap()

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::builder::Forward;
 use super::ir::{Op, ParamId, ParamTable, Program, ValueId};
 use super::operands::operands;
+pub use light::LARGE;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AutodiffError {
@@ -30,6 +31,8 @@ pub struct Backward<'a> {
     pub accumulate: bool,
     /// Inner values of segments are computed again instead of kept.
     pub recompute: bool,
+    /// So are results of layer norms from so many elements on: [`LARGE`] where memory counts.
+    pub light_norms: usize,
     /// Values whose gradients become outputs of the given names.
     pub wanted: &'a [(&'a str, ValueId)],
 }
@@ -59,7 +62,7 @@ pub fn backward(
         light: BTreeMap::new(),
         again: BTreeMap::new(),
     };
-    reverse.find_light(&code);
+    reverse.find_light(&code, options.light_norms);
     // What the host writes or reads is not ours to change.
     let kept: Vec<ValueId> = (reverse.program.inputs.values().chain(reverse.program.outputs.values()))
         .copied()

@@ -180,7 +180,8 @@ fn nothing_is_computed_for_what_is_frozen() {
         .iter()
         .map(Op::name)
         .collect();
-    assert_eq!(added, ["LinearGradX", "LinearGradW"]);
+    // The norm once more, for the weight behind it.
+    assert_eq!(added, ["LinearGradX", "LayerNorm", "LinearGradW"]);
 }
 
 #[test]
@@ -209,6 +210,37 @@ fn the_result_of_a_gate_is_not_kept() {
     };
     let reads = |op: &Op| operands(op).reads.iter().any(|id| program.root(*id) == *y);
     assert!(!backward.iter().any(reads), "the forward's own is not read again");
+}
+
+#[test]
+fn the_result_of_a_layer_norm_is_computed_again_once() {
+    let case = Case::new(|b, w| {
+        let x = wanted(b, w, "d x", &[2, 3, 4]);
+        let normed = b.layer_norm(x, &scope().at("norm"), 1e-3);
+        let [q, k, v] = ["q", "k", "v"].map(|name| b.linear(normed, &scope().at(name), 4, Bias::None, None));
+        b.attention([q, k, v], 2, false)
+    });
+    case.check(12);
+    let program = case.program(false, false);
+    let norms: Vec<&Op> = program.code.iter().filter(|op| op.name() == "LayerNorm").collect();
+    let [
+        Op::LayerNorm { y: first, stats, .. },
+        Op::LayerNorm {
+            y: again,
+            stats: scratch,
+            ..
+        },
+    ] = norms[..]
+    else {
+        panic!("{norms:?}")
+    };
+    assert!(first != again && stats != scratch);
+    let forward = case.forward.program.code.len();
+    let read = |y: &ValueId| {
+        let reads = |op: &&Op| operands(op).reads.iter().any(|id| program.root(*id) == *y);
+        program.code[forward..].iter().filter(reads).count()
+    };
+    assert_eq!((read(first), read(again)), (0, 3));
 }
 
 #[test]

@@ -125,7 +125,7 @@ unsafe impl Sync for Dnn {}
 /// What algorithms may ask for.
 const WORKSPACE_LIMIT: i64 = 256 << 20;
 /// Proposals that are timed: the library lists the likely ones first.
-const PROPOSALS: usize = 8;
+const PROPOSALS: usize = 4;
 
 impl Dnn {
     /// # Errors

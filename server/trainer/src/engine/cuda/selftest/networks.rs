@@ -52,6 +52,7 @@ impl Network {
         let options = Backward {
             accumulate,
             recompute: false,
+            light_norms: 0,
             wanted: &wanted,
         };
         let program = backward(forward, &table, &[(predicted, dpredicted)], options)?;
