@@ -5,9 +5,9 @@ use super::Reverse;
 use crate::engine::ir::{Op, ValueId};
 use crate::engine::operands::Access;
 
-/// Elements from which on a layer norm is worth a launch: those of SD 1.5's maps of 4096 and 1024 tokens, which are two
-/// thirds of the memory in two fifths of the launches.
-pub const LARGE: usize = 1 << 20;
+/// Elements from which on a layer norm is worth a launch: those of SD 1.5's maps of 4096 and 1024 tokens, which are four
+/// fifths of their memory in two fifths of their launches.
+pub const LARGE_NORM: usize = 1 << 20;
 
 impl Reverse<'_> {
     /// Notes which results of the forward are computed again: gates, and layer norms of `large` elements or more.

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::builder::Forward;
 use super::ir::{Op, ParamId, ParamTable, Program, ValueId};
 use super::operands::operands;
-pub use light::LARGE;
+pub use light::LARGE_NORM;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AutodiffError {
@@ -31,7 +31,7 @@ pub struct Backward<'a> {
     pub accumulate: bool,
     /// Inner values of segments are computed again instead of kept.
     pub recompute: bool,
-    /// So are results of layer norms from so many elements on: [`LARGE`] where memory counts.
+    /// So are results of layer norms from so many elements on: [`LARGE_NORM`] where memory counts.
     pub light_norms: usize,
     /// Values whose gradients become outputs of the given names.
     pub wanted: &'a [(&'a str, ValueId)],

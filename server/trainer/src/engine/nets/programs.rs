@@ -10,7 +10,7 @@ use super::text_encoder::text_encoder;
 use super::unet::{UNetInputs, unet, unet_middle};
 use super::vae;
 use crate::engine::adapter::Adapter;
-use crate::engine::autodiff::{Backward, LARGE, backward};
+use crate::engine::autodiff::{Backward, LARGE_NORM, backward};
 use crate::engine::builder::diffusion::{Chance, Clean, Levels, Noisy};
 use crate::engine::builder::{Builder, Scope};
 use crate::engine::ir::{Group, Kind, Param, ParamId, ParamTable, Program, ValueId};
@@ -327,7 +327,7 @@ impl Plan {
         let options = Backward {
             accumulate,
             recompute: self.recompute,
-            light_norms: LARGE,
+            light_norms: LARGE_NORM,
             wanted: &[],
         };
         let learning = only(table, |param| learns_text || param.group != Group::TextEncoder);
@@ -379,7 +379,7 @@ impl Plan {
         let options = Backward {
             accumulate: false,
             recompute: self.recompute,
-            light_norms: LARGE,
+            light_norms: LARGE_NORM,
             wanted: &wanted,
         };
         // Each half of the VAE has its own weights.
