@@ -267,6 +267,36 @@ async fn browser_example_photos_are_one_click_away_and_drops_are_judged() -> any
     visit.browser.end().await
 }
 
+/// What fp16's loss scaler does on a GPU, said by a trainer that pretends.
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_updates_that_overflowed_are_counted_and_explained() -> anyhow::Result<()> {
+    let subject = Subject::cat()?;
+    let visit = Visit::pretended(Screen::Phone).await?;
+    visit.add(&subject.photos).await?;
+    visit.wait_for_uploads(subject.photos.len()).await?;
+    visit.go("#subject").await?;
+    visit.browser.fill("#class_noun", subject.noun).await?;
+    let settings = [
+        ("max_train_steps", "7"),
+        ("samples.save_sample_negative_prompt", "ms=400 skip_at=4"),
+    ];
+    visit.start(&settings).await?;
+    visit.wait_for_step(1).await?;
+    let left_out = "return [...document.querySelectorAll('.meters dt')].find(dt => dt.innerText === 'Updates left out')\
+                    ?.nextElementSibling.innerText ?? null";
+    assert!(
+        visit.browser.ask(left_out).await?.is_null(),
+        "there is nothing to count yet"
+    );
+    visit.wait_for_step(5).await?;
+    assert_eq!(visit.browser.ask(left_out).await?, "1 that overflowed");
+    let told = visit.browser.text(".watch").await?;
+    assert!(told.contains("left out because a gradient overflowed fp16"), "{told}");
+    visit.browser.shoot("phone-watch-overflowed").await?;
+    visit.expect_no_errors().await?;
+    visit.browser.end().await
+}
+
 /// A first run with nothing changed, for the pictures in the README: `make pictures`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "minutes, for its pictures only"]

@@ -207,6 +207,26 @@ __device__ __forceinline__ void exchange_master(T* copy, void* rest, float* aver
     store_vector<N>(averages + at, p);
 }
 
+// Gradients of several programs, added up in f32: the first makes the sums, the last puts them in the gradients' place.
+template <typename T, int N>
+__device__ __forceinline__ void add_gradients(T* gradients, float* sums, int first, int last, long long len) {
+    begin();
+    const size_t at = (static_cast<size_t>(blockIdx.x) * THREADS + threadIdx.x) * N;
+    if (at >= len) return;
+    float g[N], sum[N];
+    load_vector<N>(g, gradients + at);
+    if (!first) {
+        load_vector<N>(sum, sums + at);
+#pragma unroll
+        for (int i = 0; i < N; ++i) g[i] += sum[i];
+    }
+    if (last) {
+        store_vector<N>(gradients + at, g);
+    } else {
+        store_vector<N>(sums + at, g);
+    }
+}
+
 #define OPTIMIZER(TYPE, SUFFIX, N)                                                                                           \
     KERNEL(THREADS)                                                                                                          \
     squares_##SUFFIX(const TYPE* gradients, const uint8_t* groups, const Numbers* numbers, float* sums, long long len) {     \
@@ -233,6 +253,9 @@ __device__ __forceinline__ void exchange_master(T* copy, void* rest, float* aver
     }                                                                                                                        \
     KERNEL(THREADS) exchange_master_##SUFFIX(TYPE* copy, void* rest, float* averages, long long len) {                       \
         exchange_master<TYPE, N>(copy, rest, averages, len);                                                                 \
+    }                                                                                                                        \
+    KERNEL(THREADS) add_gradients_##SUFFIX(TYPE* gradients, float* sums, int first, int last, long long len) {               \
+        add_gradients<TYPE, N>(gradients, sums, first, last, len);                                                           \
     }
 #define ADAMW(NAME, TORCH, TYPE, SUFFIX)                                                                                     \
     KERNEL(THREADS)                                                                                                          \

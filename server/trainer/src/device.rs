@@ -9,7 +9,7 @@ use crate::engine::cpu::{self, CpuSession};
 use crate::engine::cuda;
 use crate::engine::cuda::call::Element;
 use crate::engine::cuda::session::{CudaSession, Settings};
-use crate::engine::footprint::Footprint;
+use crate::engine::footprint::{Footprint, Kept};
 use crate::engine::ir::{ParamTable, Program};
 use crate::engine::session::{EngineError, OptimizerSettings, Session};
 
@@ -96,7 +96,7 @@ impl Device {
         }
     }
 
-    /// What a session of [`Self::session`] is going to hold once it has run `programs`, with `averages` of the weights
+    /// What a session of [`Self::session`] is going to hold once it has run `programs`, with what is kept besides
     /// where any of them learns.
     ///
     /// # Errors
@@ -106,12 +106,12 @@ impl Device {
         params: &ParamTable,
         optimizer: &OptimizerSettings,
         precision: Precision,
-        averages: bool,
+        kept: Kept,
         programs: impl IntoIterator<Item = &'a Program>,
     ) -> Result<Footprint, EngineError> {
         match self {
-            Self::Cpu => cpu::footprint::footprint(params, optimizer, averages, programs),
-            Self::Cuda(_) => cuda::footprint::footprint(params, element(precision), optimizer, averages, programs),
+            Self::Cpu => cpu::footprint::footprint(params, optimizer, kept, programs),
+            Self::Cuda(_) => cuda::footprint::footprint(params, element(precision), optimizer, kept, programs),
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod base_model;
 pub mod bench;
+mod bytes;
 pub mod dataset;
 pub mod defaults;
 pub mod device;

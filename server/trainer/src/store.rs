@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -126,6 +127,14 @@ fn scratch_name(path: &Path) -> PathBuf {
 /// # Errors
 /// When the file cannot be read.
 pub fn hash_file(path: &Path) -> Result<(u64, String), StoreError> {
+    hash_growing(path, || true)
+}
+
+/// The same of a file that is still written, always at its end, until it `is_whole`.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn hash_growing(path: &Path, is_whole: impl Fn() -> bool) -> Result<(u64, String), StoreError> {
     let failed = |source: io::Error| StoreError {
         path: path.into(),
         source,
@@ -133,9 +142,14 @@ pub fn hash_file(path: &Path) -> Result<(u64, String), StoreError> {
     let mut file = File::open(path).map_err(failed)?;
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
+        // Asked before reading: what is written in between is read by the next turn.
+        let whole = is_whole();
         let read = file.read(&mut buffer).map_err(failed)?;
-        if read == 0 {
+        if read == 0 && whole {
             return Ok((bytes, hex::encode(hash.finalize())));
+        }
+        if read == 0 {
+            std::thread::sleep(Duration::from_millis(1));
         }
         hash.update(&buffer[..read]);
         bytes += read as u64;

@@ -2,6 +2,7 @@
 # A trainer that keeps the contract and trains nothing. The recipe's negative sample prompt says how it behaves:
 #   ms=N         time of a step
 #   die_at=N     at step N, once: ends itself like a crash (SIGKILL); always_die_at=N: every time
+#   skip_at=N    at step N: leaves the update out, as after a gradient that overflowed fp16
 #   exit_at=N    at step N: says why on stderr and exits with status 1
 set -u
 case "$1" in
@@ -36,7 +37,7 @@ echo $$ >&9
 told=$(sed -n 's/.*"save_sample_negative_prompt": "\([^"]*\)".*/\1/p' recipe.json)
 steps=$(sed -n 's/.*"max_train_steps": \([0-9]*\).*/\1/p' recipe.json)
 setting() { local value; value=$(sed -n "s/.*\b$1=\([0-9]*\).*/\1/p" <<<"$told"); echo "${value:-$2}"; }
-ms=$(setting ms 5) die_at=$(setting die_at 0) always=$(setting always_die_at 0) exit_at=$(setting exit_at 0)
+ms=$(setting ms 5) die_at=$(setting die_at 0) always=$(setting always_die_at 0) exit_at=$(setting exit_at 0) skip_at=$(setting skip_at 0)
 
 # Whole lines only: a torn last one is cut off.
 lines=$(grep -c '' events.jsonl)
@@ -73,7 +74,10 @@ else
 fi
 for ((step = start + 1; step <= steps; step++)); do
     [ "$ms" -gt 0 ] && sleep "$(printf '%d.%03d' $((ms / 1000)) $((ms % 1000)))"
-    say '"type":"step","step":'"$step"',"loss":1.0,"instance_loss":0.5,"prior_loss":0.5,"learning_rate":1e-6,"ms":5.0'
+    skipped=
+    if ((skip_at > 0 && step >= skip_at)); then skipped='"loss_scale":32768.0,"skipped_updates":1,'; fi
+    say '"type":"step","step":'"$step"',"loss":1.0,"instance_loss":0.5,"prior_loss":0.5,"learning_rate":1e-6,'"$skipped"'"ms":5.0'
+    if ((step == skip_at)); then say '"type":"warning","code":"skipped_updates","message":"1 update was left out because a gradient overflowed fp16"'; fi
     ((step % 5 == 0)) && sample "$step"
     if ((step % 4 == 0)); then
         mkdir -p state && echo "$step" >state/step.new && mv state/step.new state/step

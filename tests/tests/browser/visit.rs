@@ -56,9 +56,19 @@ impl Visit {
 
     /// With variables in the server's environment.
     pub async fn with(screen: Screen, variables: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::to(screen, None, variables).await
+    }
+
+    /// To a server whose trainer only pretends, and says what its recipe asks for (`api/fake_trainer.sh`).
+    pub async fn pretended(screen: Screen) -> anyhow::Result<Self> {
+        let trainer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/api/fake_trainer.sh");
+        Self::to(screen, Some(&trainer), &[]).await
+    }
+
+    async fn to(screen: Screen, trainer: Option<&Path>, variables: &[(&str, &str)]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         std::fs::create_dir(folder.path().join("downloads"))?;
-        let server = Server::start_with("127.0.0.1:0", &folder.path().join("data"), None, &[], variables)?;
+        let server = Server::start_with("127.0.0.1:0", &folder.path().join("data"), trainer, &[], variables)?;
         let browser = Browser::start(screen, &folder.path().join("downloads")).await?;
         browser.page.goto(server.url.as_str()).await?;
         browser.see("input.pick").await?;

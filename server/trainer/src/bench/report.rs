@@ -9,7 +9,7 @@ use super::cli::{Bench, Running};
 use crate::engine::cpu;
 use crate::engine::cuda;
 use crate::engine::cuda::device::Device;
-use crate::engine::footprint::Footprint;
+use crate::engine::footprint::{Footprint, Kept};
 use crate::engine::ir::{ParamTable, Program};
 
 pub(super) const GIB: f64 = (1u64 << 30) as f64;
@@ -63,10 +63,13 @@ impl Planned {
     pub fn new(bench: &Bench, table: &ParamTable, programs: &[&Program]) -> anyhow::Result<Self> {
         let (optimizer, programs) = (bench.optimizer(), programs.iter().copied());
         let (before, footprint) = match &bench.machine {
-            Machine::Cpu => (0, cpu::footprint::footprint(table, &optimizer, false, programs)?),
+            Machine::Cpu => (
+                0,
+                cpu::footprint::footprint(table, &optimizer, Kept::default(), programs)?,
+            ),
             Machine::Gpu(device) => (
                 device.used_bytes()?,
-                cuda::footprint::footprint(table, bench.element(), &optimizer, false, programs)?,
+                cuda::footprint::footprint(table, bench.element(), &optimizer, Kept::default(), programs)?,
             ),
         };
         let planned = Self { before, footprint };

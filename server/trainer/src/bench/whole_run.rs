@@ -64,6 +64,16 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
         "start     first step done after {:.1} s, {:.1} s where class images are still to be drawn",
         second.first_step_s, first.first_step_s
     ));
+    for (name, run) in [("phases", &first), ("again", &second)] {
+        let begun: Vec<String> = (run.phases_s.iter())
+            .map(|(phase, at_s)| format!("{phase:?} {at_s:.1}"))
+            .collect();
+        bench.say(format_args!(
+            "{name:<9} s from the start to its beginning: {}, end {:.1}",
+            begun.join(", "),
+            run.all_s
+        ));
+    }
     let peaks = first.peaks_gib.iter().map(|(phase, gib)| format!("{phase:?} {gib:.2}"));
     if !first.peaks_gib.is_empty() {
         let peaks: Vec<String> = peaks.collect();
@@ -79,6 +89,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<()> {
         "training_s": first.training_s,
         "after_training_s": first.after_s,
         "convert_s": convert_s,
+        "phases_s": first.phases_s.iter().map(|(phase, at_s)| json!([phase, at_s])).collect::<Vec<_>>(),
         "ms_per_step": times.at(0.5),
         "times_ms": times.json(),
         "peaks_gib": first.peaks_gib.iter().map(|(phase, gib)| json!([phase, gib])).collect::<Vec<_>>(),
@@ -97,6 +108,8 @@ struct Trained {
     training_s: f64,
     after_s: f64,
     step_ms: Vec<f64>,
+    /// When each phase began, in order.
+    phases_s: Vec<(Phase, f64)>,
     /// Of the GPU's memory in each phase, in order; what was in use before is not counted.
     peaks_gib: Vec<(Phase, f64)>,
 }
@@ -140,6 +153,9 @@ impl Trained {
             training_s: last_step_s - first_step_s,
             after_s: all_s - last_step_s,
             step_ms: step_ms.collect(),
+            phases_s: (phases.iter())
+                .map(|&(phase, at_ms)| (phase, at_ms.saturating_sub(start_ms) as f64 / 1e3))
+                .collect(),
             peaks_gib: peaks_gib(&used, &phases),
         })
     }

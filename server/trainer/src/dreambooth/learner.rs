@@ -14,7 +14,7 @@ use crate::engine::nets::networks::Networks;
 use crate::engine::nets::programs::{Part, Plan};
 use crate::engine::session::{LowMemory, Moments, OptimizerSettings};
 use crate::formats::{Lora, ModelWeights};
-use crate::models::params::is_not_a_weight;
+use crate::models::params::{Weights, is_not_a_weight};
 use crate::pipeline::Pipeline;
 use crate::tokenizer::Tokenizer;
 
@@ -150,11 +150,12 @@ impl Learner {
             None => networks.load(Part::Vae, &base.vae)?,
         }
         networks.start_adapters(learning.seed)?;
-        // From here on the session holds what learns.
-        base.unet.retain(|path, _| is_not_a_weight(path));
+        // From here on the session holds what learns. To give gigabytes back takes a while, which nobody waits for.
+        let mut gone = vec![take_weights(&mut base.unet)];
         if learning.text_encoder {
-            base.text_encoder.retain(|path, _| is_not_a_weight(path));
+            gone.push(take_weights(&mut base.text_encoder));
         }
+        std::thread::spawn(move || drop(gone));
         if let Some(OtherVae { weights, .. }) = other_vae {
             base.vae = weights.vae;
             base.vae_config = weights.vae_config;
@@ -242,6 +243,14 @@ impl Learner {
     pub fn mean_latents(&mut self, images: &Tensor) -> Result<Tensor, TrainError> {
         Ok((self.networks.encode(images)?.mean * self.latents_scale)?)
     }
+}
+
+/// Takes out what a session holds now.
+fn take_weights(tensors: &mut Weights) -> Weights {
+    let all = std::mem::take(tensors);
+    let (rest, weights) = all.into_iter().partition(|(path, _)| is_not_a_weight(path));
+    *tensors = rest;
+    weights
 }
 
 fn plan(model: &ModelWeights) -> Plan {

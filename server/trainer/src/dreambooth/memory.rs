@@ -10,7 +10,7 @@ use super::learner::Learning;
 use super::run::{LOW_MEMORY, Photos, Resume, Run};
 use crate::device::{Device, Memory};
 use crate::engine::adapter::Adapter;
-use crate::engine::footprint::Footprint;
+use crate::engine::footprint::{Footprint, Kept};
 use crate::engine::ir::{ParamTable, Program};
 use crate::engine::nets::diffusion::Form;
 use crate::engine::nets::error::NetworkError;
@@ -219,11 +219,19 @@ impl Demand {
         Ok(largest)
     }
 
+    fn kept(&self) -> Kept {
+        Kept {
+            averages: self.averages,
+            sums: self.accumulates,
+        }
+    }
+
     fn footprint(&self, device: &Device) -> Result<Footprint, NetworkError> {
         let Learning {
             optimizer, precision, ..
         } = &self.learning;
-        self.footprint_by(|params, programs| device.footprint(params, optimizer, *precision, self.averages, programs))
+        let kept = self.kept();
+        self.footprint_by(|params, programs| device.footprint(params, optimizer, *precision, kept, programs))
     }
 }
 

@@ -5,6 +5,7 @@
 pub struct Footprint {
     /// With what is kept beside them so that trained ones are exact.
     pub weights: u64,
+    /// With their sums, where those are apart.
     pub gradients: u64,
     /// The optimizer's.
     pub moments: u64,
@@ -18,6 +19,15 @@ pub struct Footprint {
     pub workspace: u64,
     /// Code that the libraries load when it first runs, and what the driver keeps of captured steps.
     pub libraries: u64,
+}
+
+/// What a run keeps besides, as it asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Running ones of the weights.
+    pub averages: bool,
+    /// Gradients of several programs are added up.
+    pub sums: bool,
 }
 
 impl Footprint {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ir::{Kind, Op, ParamId, Program, ValueId};
+use super::ir::{Kind, ParamId, Program, ValueId};
 use super::operands::operands;
 
 /// What every offset is a multiple of: a GPU's vector loads and cuBLAS want 16, memory transactions 128, cuDNN 256.
@@ -83,11 +83,11 @@ pub fn lives(program: &Program) -> Vec<Option<Life>> {
     lingering_lives(program, |_| 0)
 }
 
-fn lingering_lives(program: &Program, lingers: impl Fn(&Op) -> usize) -> Vec<Option<Life>> {
+fn lingering_lives(program: &Program, lingers: impl Fn(usize) -> usize) -> Vec<Option<Life>> {
     let mut lives: Vec<Option<Life>> = vec![None; program.values.len()];
     for (index, op) in program.code.iter().enumerate() {
         let touched = operands(op);
-        let until = index + lingers(op);
+        let until = index + lingers(index);
         for &id in touched.reads.iter().chain(&touched.writes) {
             let life = &mut lives[program.root(id).0 as usize];
             let (first, last) = life.map_or((index, until), |life| (life.first, life.last.max(until)));
@@ -107,7 +107,7 @@ pub fn plan(program: &Program, size_of: impl Fn(Kind) -> usize) -> Places {
 pub fn plan_lingering(
     program: &Program,
     size_of: impl Fn(Kind) -> usize,
-    lingers: impl Fn(&Op) -> usize,
+    lingers: impl Fn(usize) -> usize,
     gradients: &[Gradient],
 ) -> Places {
     let nowhere = Place {
@@ -192,6 +192,7 @@ fn padded(bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::ir::Op;
     use crate::engine::ir::Value;
     use proptest::prelude::*;
 

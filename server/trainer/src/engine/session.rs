@@ -135,6 +135,16 @@ pub trait Session: Send {
     /// Runs `program`, then updates from the gradients that it and those before it left since the last update. On a GPU
     /// one captured graph.
     fn run_and_update(&mut self, program: ProgramId, update: &Update) -> Result<Updated>;
+    /// Gradients are of 16 bits, which are too few for sums of many: [`Self::add_gradients`] adds them in f32, and programs need
+    /// not add to what is there.
+    fn sums_apart(&self) -> bool {
+        false
+    }
+    /// Adds what the last program left to the gradients that the next update is made of together with those of its own program, where
+    /// they are summed apart. `begins` forgets what was added before.
+    fn add_gradients(&mut self, _begins: bool) -> Result<()> {
+        Ok(())
+    }
     /// In f32, row-major.
     fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>>;
 

@@ -4,7 +4,7 @@ use std::fs::{File, Permissions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::time::Duration;
 
 use super::error::ModelError;
@@ -15,15 +15,42 @@ pub(super) type Out = BufWriter<File>;
 /// Between two times that what was written so far is sent to disk.
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
 
-/// Lets `write` fill a scratch file beside `path`, flushes it to disk, lets `check` look at it, then names it `path`. Answers what
-/// `check` found.
+/// Whether a file on its way is whole.
+pub(super) struct Written(Receiver<()>);
+
+impl Written {
+    pub fn is_whole(&self) -> bool {
+        self.0.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    /// Until it is, or never will be.
+    pub fn wait(&self) {
+        // Nothing is ever sent: the other end goes.
+        let _ = self.0.recv();
+    }
+}
+
+/// Lets `write` fill a scratch file beside `path`, flushes it to disk, lets `check` look at it, then names it `path`.
 ///
 /// # Errors
 /// Those of `write` and `check`, and of the file system; `path` is then as it was.
-pub(super) fn write<T: Send>(
+pub(super) fn write(
     path: &Path,
     write: impl FnOnce(&mut Out) -> Result<(), ModelError>,
-    check: impl FnOnce(&Path) -> Result<T, ModelError> + Send,
+    check: impl FnOnce(&Path) -> Result<(), ModelError> + Send,
+) -> Result<(), ModelError> {
+    write_beside(path, write, |_, _| Ok(()), check)
+}
+
+/// As [`write`], with `beside` looking at the scratch file while it grows. Answers what it found.
+///
+/// # Errors
+/// Those of `write`, `beside` and `check`, and of the file system; `path` is then as it was.
+pub(super) fn write_beside<T: Send>(
+    path: &Path,
+    write: impl FnOnce(&mut Out) -> Result<(), ModelError>,
+    beside: impl FnOnce(&Path, &Written) -> Result<T, ModelError> + Send,
+    check: impl FnOnce(&Path) -> Result<(), ModelError> + Send,
 ) -> Result<T, ModelError> {
     let failed = |source| ModelError::Write {
         path: path.into(),
@@ -44,17 +71,26 @@ pub(super) fn write<T: Send>(
         .tempfile_in(folder)
         .map_err(failed)?;
     let mut out = BufWriter::with_capacity(1 << 20, scratch.as_file().try_clone().map_err(failed)?);
-    flushing(scratch.as_file(), || write(&mut out))?;
-    out.flush().map_err(failed)?;
-    let (synced, checked) = rayon::join(|| scratch.as_file().sync_all(), || check(scratch.path()));
-    synced.map_err(failed)?;
-    let checked = checked?;
+    let found = std::thread::scope(|scope| {
+        let (whole, written) = channel();
+        let found = scope.spawn(|| {
+            let written = Written(written);
+            beside(scratch.path(), &written)
+        });
+        flushing(scratch.as_file(), || write(&mut out))?;
+        out.flush().map_err(failed)?;
+        drop(whole);
+        let (synced, checked) = rayon::join(|| scratch.as_file().sync_all(), || check(scratch.path()));
+        synced.map_err(failed)?;
+        checked?;
+        found.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
     scratch.persist(path).map_err(|e| failed(e.error))?;
     // The name itself is on disk once its folder is.
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(failed)?;
-    Ok(checked)
+    Ok(found)
 }
 
 /// While `work` writes, what it wrote goes to disk, so that in the end there is little to wait for.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{CpuStorage, DType, Storage, Tensor};
+use rayon::prelude::*;
 
 use super::architecture::{self, Parameter, TEXT_ENCODER_PREFIX, UNET_PREFIX, VAE_PREFIX};
 use super::configs::{ConfigFiles, Configs};
@@ -11,6 +12,7 @@ use super::error::ModelError;
 use super::tensor_file::TensorFile;
 use super::weights::{ModelWeights, read_tensors};
 use super::{atomic, open_clip, safetensors_out, starter, torch_out};
+use crate::bytes;
 use crate::models::config::PredictionType;
 use crate::store::{self, StoreError};
 use crate::tokenizer::TokenizerFiles;
@@ -208,19 +210,23 @@ pub fn save_single_file(
         })?;
         BTreeMap::from([(CONFIG_KEY.to_owned(), config)])
     };
-    atomic::write(
+    atomic::write_beside(
         path,
         |out| match container {
             Container::Safetensors => safetensors_out::write(path, out, &outgoing, &metadata),
             Container::Ckpt => torch_out::write(path, out, &outgoing, &metadata),
         },
-        |scratch| {
-            read_back(path, scratch, &outgoing)?;
-            store::hash_file(scratch).map_err(|StoreError { source, .. }| ModelError::Write {
+        |scratch, written| {
+            // A zip's writer goes back to what it left open; safetensors only grow.
+            if container == Container::Ckpt {
+                written.wait();
+            }
+            store::hash_growing(scratch, || written.is_whole()).map_err(|StoreError { source, .. }| ModelError::Write {
                 path: path.into(),
                 source,
             })
         },
+        |scratch| read_back(path, scratch, &outgoing),
     )
 }
 
@@ -287,21 +293,27 @@ pub(super) fn read_back(path: &Path, scratch: &Path, outgoing: &[Outgoing]) -> R
 
 /// A tensor's numbers as they lie in a file. Infinities and NaN are refused: no loader would tell of them.
 pub(super) fn bytes_of(path: &Path, outgoing: &Outgoing) -> Result<Vec<u8>, ModelError> {
-    fn copy<const N: usize, T>(values: &[T], bytes: impl Fn(&T) -> [u8; N]) -> Vec<u8> {
-        let mut out = vec![0; values.len() * N];
-        for (slot, value) in out.chunks_exact_mut(N).zip(values) {
-            slot.copy_from_slice(&bytes(value));
-        }
-        out
-    }
     let read = || -> candle_core::Result<Vec<u8>> {
-        let flat = outgoing.tensor.to_dtype(outgoing.dtype)?.flatten_all()?;
-        Ok(match outgoing.dtype {
-            DType::F16 => copy(&flat.to_vec1::<half::f16>()?, |v| v.to_le_bytes()),
-            DType::BF16 => copy(&flat.to_vec1::<half::bf16>()?, |v| v.to_le_bytes()),
-            DType::F64 => copy(&flat.to_vec1::<f64>()?, |v| v.to_le_bytes()),
-            _ => copy(&flat.to_dtype(DType::F32)?.to_vec1::<f32>()?, |v| v.to_le_bytes()),
-        })
+        // Trained weights are f32 and files mostly half: those go there in one pass.
+        let tensor = match (outgoing.tensor.dtype(), outgoing.dtype) {
+            (DType::F32, DType::F16 | DType::BF16) => outgoing.tensor.contiguous()?,
+            (_, wanted) => outgoing.tensor.to_dtype(wanted)?.contiguous()?,
+        };
+        let mut out = vec![0; tensor.elem_count() * outgoing.dtype.size_in_bytes()];
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cpu(values), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+            candle_core::bail!("its numbers are not at hand")
+        };
+        match (values, outgoing.dtype) {
+            (CpuStorage::F32(all), DType::F16) => bytes::write_as_f16(&all[start..end], &mut out),
+            (CpuStorage::F32(all), DType::BF16) => bytes::write_as_bf16(&all[start..end], &mut out),
+            (CpuStorage::F32(all), _) => bytes::write(&all[start..end], &mut out, f32::to_le_bytes),
+            (CpuStorage::F16(all), _) => bytes::write(&all[start..end], &mut out, half::f16::to_le_bytes),
+            (CpuStorage::BF16(all), _) => bytes::write(&all[start..end], &mut out, half::bf16::to_le_bytes),
+            (CpuStorage::F64(all), _) => bytes::write(&all[start..end], &mut out, f64::to_le_bytes),
+            _ => candle_core::bail!("no weights are of the type {:?}", outgoing.dtype),
+        }
+        Ok(out)
     };
     let bytes = read().map_err(|source| ModelError::Tensor {
         path: path.into(),
@@ -327,9 +339,10 @@ fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
         DType::F64 => (8, 0x7ff0),
         _ => (4, 0x7f80),
     };
+    let is_finite = |number: &[u8]| u16::from_le_bytes([number[size - 2], number[size - 1]]) & exponent != exponent;
     bytes
-        .chunks_exact(size)
-        .all(|number| u16::from_le_bytes([number[size - 2], number[size - 1]]) & exponent != exponent)
+        .par_chunks(bytes::RUN * size)
+        .all(|run| run.chunks_exact(size).all(is_finite))
 }
 
 #[cfg(test)]

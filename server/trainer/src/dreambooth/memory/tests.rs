@@ -48,7 +48,7 @@ fn with(switches: &[Switch]) -> Demand {
 
 fn on_a_gpu(demand: &Demand, element: Element) -> Footprint {
     let of_session = |params: &ParamTable, programs: &[Program]| {
-        cuda::footprint::footprint(params, element, &demand.learning.optimizer, demand.averages, programs)
+        cuda::footprint::footprint(params, element, &demand.learning.optimizer, demand.kept(), programs)
     };
     demand.footprint_by(of_session).expect("networks")
 }
@@ -99,6 +99,17 @@ fn every_switch_needs_less_and_a_switch_that_is_on_changes_nothing() {
     };
     let [without, with] = [sd15(), averages].map(|demand| on_a_gpu(&demand, Element::Bf16).total());
     assert!(with > without + 4 * 900_000_000);
+}
+
+#[test]
+fn sums_of_gradients_of_16_bits_are_counted() {
+    let sums = Demand {
+        accumulates: true,
+        ..sd15()
+    };
+    let difference = |element| on_a_gpu(&sums, element).total() - on_a_gpu(&sd15(), element).total();
+    assert!(difference(Element::Bf16) > 4 * 900_000_000);
+    assert_eq!(difference(Element::F32), 0);
 }
 
 /// A limit between two plans.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     super::{
-        footprint::Footprint,
+        footprint::{Footprint, Kept},
         gradients,
         ir::{ParamId, ParamTable, Program},
         operands::operands,
@@ -14,14 +14,14 @@ use super::{
     optimizer::moment_bytes,
 };
 
-/// Of a session that runs `programs` and, where any computes gradients, updates from them and keeps `averages`.
+/// Of a session that runs `programs` and, where any computes gradients, updates from them and keeps what is asked for.
 ///
 /// # Errors
 /// As the session, when a program does what low memory cannot.
 pub fn footprint<'a>(
     params: &ParamTable,
     optimizer: &OptimizerSettings,
-    averages: bool,
+    kept: Kept,
     programs: impl IntoIterator<Item = &'a Program>,
 ) -> Result<Footprint> {
     let bytes = |id: ParamId| (params.get(id).len() * size_of::<f32>()) as u64;
@@ -54,7 +54,7 @@ pub fn footprint<'a>(
     };
     if !learning.is_empty() {
         footprint.moments = moment_bytes(params, optimizer.moments) as u64;
-        if averages {
+        if kept.averages {
             let trained = params.params.iter().filter(|param| param.trained);
             footprint.averages = trained.map(|param| (param.len() * size_of::<f32>()) as u64).sum();
         }

@@ -5,31 +5,15 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::call::Element;
-
-/// Values that a thread takes at a time. Waking another one costs as much as converting fewer.
-const RUN: usize = 1 << 18;
+use crate::bytes::{self, RUN};
 
 /// `bytes` has room for all values.
 pub(super) fn to_bytes(values: &[f32], element: Element, bytes: &mut [u8]) {
-    let width = element.bytes();
-    let parts = bytes.par_chunks_mut(RUN * width).zip(values.par_chunks(RUN));
-    parts.for_each(|(bytes, values)| match element {
-        Element::F32 => {
-            for (bytes, value) in bytes.chunks_exact_mut(4).zip(values) {
-                bytes.copy_from_slice(&value.to_le_bytes());
-            }
-        }
-        Element::F16 | Element::Bf16 => {
-            let mut words = vec![0u16; values.len()];
-            match element {
-                Element::F16 => words.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values),
-                _ => words.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(values),
-            }
-            for (bytes, word) in bytes.chunks_exact_mut(2).zip(&words) {
-                bytes.copy_from_slice(&word.to_le_bytes());
-            }
-        }
-    });
+    match element {
+        Element::F32 => bytes::write(values, bytes, f32::to_le_bytes),
+        Element::F16 => bytes::write_as_f16(values, bytes),
+        Element::Bf16 => bytes::write_as_bf16(values, bytes),
+    }
 }
 
 pub(super) fn from_bytes(bytes: &[u8], element: Element) -> Vec<f32> {

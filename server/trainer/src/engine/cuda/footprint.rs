@@ -2,13 +2,14 @@
 
 use super::{
     super::{
-        footprint::Footprint,
+        footprint::{Footprint, Kept},
         ir::{ParamTable, Program},
         operands::operands,
         session::{OptimizerSettings, Result},
     },
     averages,
     call::Element,
+    gradient_sums,
     session::places,
     store::Layout,
     update,
@@ -21,7 +22,7 @@ const WORKSPACE_BYTES: u64 = 64 << 20;
 /// measured, see docs/measurements-gpu.md.
 const LIBRARIES_BYTES: u64 = 56 << 20;
 
-/// Of a session that runs `programs` and, where any computes gradients, updates from them and where that is asked for keeps averages.
+/// Of a session that runs `programs` and, where any computes gradients, updates from them and keeps what is asked for.
 ///
 /// # Errors
 /// As the session, when a program does what low memory cannot.
@@ -29,7 +30,7 @@ pub fn footprint<'a>(
     params: &ParamTable,
     element: Element,
     optimizer: &OptimizerSettings,
-    keeps_averages: bool,
+    kept: Kept,
     programs: impl IntoIterator<Item = &'a Program>,
 ) -> Result<Footprint> {
     let layout = Layout::new(params, optimizer.moments);
@@ -47,9 +48,12 @@ pub fn footprint<'a>(
         if program.code.iter().any(trains) {
             if !low_memory {
                 footprint.gradients = layout.gradient_bytes(element) as u64;
+                if kept.sums && element != Element::F32 {
+                    footprint.gradients += gradient_sums::bytes(&layout) as u64;
+                }
             }
             footprint.moments = update::moment_bytes(&layout) as u64;
-            footprint.averages = if keeps_averages {
+            footprint.averages = if kept.averages {
                 averages::bytes(&layout) as u64
             } else {
                 0

@@ -1,6 +1,10 @@
 //! What each instruction becomes on the GPU.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use super::{
     super::{
@@ -66,12 +70,26 @@ pub(super) struct Writing<'a, 'l> {
 /// The name of what updates weights.
 pub(super) const UPDATE: &str = "Update";
 
-/// Gradients of weights run beside the rest.
-pub(super) fn lane_of(op: &Op) -> Lane {
-    match op {
-        Op::LinearGradW { .. } | Op::ConvGradW { .. } => Lane::Side,
-        _ => Lane::Main,
+/// Gradients of weights run beside the rest, and so does what only they read.
+pub(super) fn lanes(program: &Program) -> Vec<Lane> {
+    let mut lanes = vec![Lane::Main; program.code.len()];
+    // Roots that are read, and those that the main lane or the host reads.
+    let mut read = BTreeSet::new();
+    let mut awaited: BTreeSet<ValueId> = program.outputs.values().map(|&id| program.root(id)).collect();
+    for (op, lane) in program.code.iter().zip(&mut lanes).rev() {
+        let touched = operands(op);
+        let roots = |ids: &[ValueId]| ids.iter().map(|&id| program.root(id)).collect::<Vec<_>>();
+        let (reads, writes) = (roots(&touched.reads), roots(&touched.writes));
+        let for_others =
+            writes.iter().any(|root| read.contains(root)) && writes.iter().all(|root| !awaited.contains(root));
+        if for_others || matches!(op, Op::LinearGradW { .. } | Op::ConvGradW { .. }) {
+            *lane = Lane::Side;
+        } else {
+            awaited.extend(&reads);
+        }
+        read.extend(reads);
     }
+    lanes
 }
 
 impl Lowering<'_> {
@@ -82,13 +100,14 @@ impl Lowering<'_> {
             steps: Vec::new(),
             workspace_bytes: 0,
         };
+        let lanes = lanes(self.program);
         for (index, op) in self.program.code.iter().enumerate() {
             let mut writing = Writing {
                 of: self,
                 libraries,
                 scratch,
                 work: Vec::new(),
-                lane: lane_of(op),
+                lane: lanes[index],
                 workspace_bytes: 0,
             };
             writing.op(op)?;

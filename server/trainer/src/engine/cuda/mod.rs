@@ -16,6 +16,7 @@ mod dnn;
 mod driver;
 pub mod footprint;
 mod gpu;
+mod gradient_sums;
 mod graph;
 pub mod library;
 mod lower;

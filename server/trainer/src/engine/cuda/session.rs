@@ -18,6 +18,7 @@ use super::{
     convert,
     device::Device,
     gpu::{Memory, Pinned},
+    gradient_sums::GradientSums,
     library::failed,
     store::Store,
     update::Optimizer,
@@ -45,6 +46,7 @@ pub struct CudaSession {
     store: Store,
     optimizer: Optimizer,
     averages: Option<Averages>,
+    sums: GradientSums,
     programs: Vec<Compiled>,
     /// Of all programs.
     arena: Memory,
@@ -83,6 +85,7 @@ impl CudaSession {
             store: Store::new(gpu, &params, settings.element, &settings.optimizer)?,
             optimizer: Optimizer::new(gpu, settings.optimizer),
             averages: None,
+            sums: GradientSums::new(gpu)?,
             programs: Vec::new(),
             arena: Memory::new(gpu, 0, "the activations")?,
             workspace: Memory::new(gpu, 0, "the workspace")?,
@@ -252,11 +255,31 @@ impl Session for CudaSession {
         self.wait()?;
         self.optimizer.prepare(&self.store, &self.params)?;
         self.optimizer.set(update)?;
-        self.execute(program, true)?;
+        if self.sums.pending {
+            self.settle()?;
+            self.execute(program, false)?;
+            self.sums.close(&self.store)?;
+            self.optimizer.norm(false)?;
+        } else {
+            self.execute(program, true)?;
+        }
         self.due = self.settings.optimizer.low_memory.is_none();
         let updated = self.optimizer.result()?;
         self.busy = false;
         Ok(updated)
+    }
+
+    fn sums_apart(&self) -> bool {
+        self.settings.element != Element::F32 && self.settings.optimizer.low_memory.is_none()
+    }
+
+    fn add_gradients(&mut self, begins: bool) -> Result<()> {
+        if !self.sums_apart() {
+            return Ok(());
+        }
+        self.device.gpu.enter()?;
+        self.busy = true;
+        self.sums.add(&self.store, begins)
     }
 
     fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>> {

@@ -2,7 +2,7 @@
 //!
 //! Gradients of weights are not read before the update, so they are computed on a lane of their own, beside what goes on
 //! backwards: most of either are too small to fill a GPU. The main lane waits for one where it would write over what
-//! that still reads, and for all at the end.
+//! that still touches, and for all at the end.
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
@@ -108,27 +108,28 @@ pub(super) fn workspace_bytes(steps: &[Step]) -> usize {
 /// What each step waits for, given the ranges that it touches.
 fn orders(steps: &[Step]) -> Vec<Order> {
     let mut aside = 0;
-    let mut pending: VecDeque<(usize, &[Range<u64>])> = VecDeque::new();
+    let mut pending: VecDeque<(usize, &Step)> = VecDeque::new();
     (steps.iter())
         .map(|step| {
             if step.lane == Lane::Side {
-                pending.push_back((aside, &step.reads));
+                pending.push_back((aside, step));
                 aside += 1;
                 return Order::Side(aside - 1);
             }
-            let meets = |reads: &[Range<u64>]| {
+            let meets = |aside: &Step| {
+                let touched = || aside.reads.iter().chain(&aside.writes);
                 let written = step
                     .writes
                     .iter()
-                    .flat_map(|write| reads.iter().map(move |read| (write, read)));
+                    .flat_map(|write| touched().map(move |there| (write, there)));
                 written
                     .into_iter()
-                    .any(|(write, read)| write.start < read.end && read.start < write.end)
+                    .any(|(write, there)| write.start < there.end && there.start < write.end)
             };
             let after = pending
                 .iter()
                 .rev()
-                .find(|(_, reads)| meets(reads))
+                .find(|(_, aside)| meets(aside))
                 .map(|&(index, _)| index);
             // What is before it on the side lane is done, too.
             while pending
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_main_lane_waits_where_it_would_write_over_what_is_still_read() {
+    fn the_main_lane_waits_where_it_would_write_over_what_is_still_touched() {
         let steps = [
             step(Lane::Side, &[(0, 10), (20, 30)], &[]),
             step(Lane::Side, &[(40, 50)], &[]),
@@ -336,6 +337,8 @@ mod tests {
             step(Lane::Side, &[(0, 5)], &[]),
             step(Lane::Main, &[], &[(45, 46), (0, 1)]),
             step(Lane::Main, &[], &[(0, 50)]),
+            step(Lane::Side, &[], &[(60, 70)]),
+            step(Lane::Main, &[], &[(65, 66)]),
         ];
         let orders = orders(&steps);
         let after: Vec<Option<Option<usize>>> = (orders.iter())
@@ -345,7 +348,10 @@ mod tests {
             })
             .collect();
         let (free, wait) = (Some(None), |index| Some(Some(index)));
-        assert_eq!(after, [None, None, free, wait(0), free, None, wait(2), free]);
+        assert_eq!(
+            after,
+            [None, None, free, wait(0), free, None, wait(2), free, None, wait(3)]
+        );
     }
 
     #[test]

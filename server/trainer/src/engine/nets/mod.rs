@@ -11,6 +11,7 @@ mod transformer;
 pub mod unet;
 mod unet_blocks;
 pub mod vae;
+mod weights;
 
 use super::ir::Window;
 

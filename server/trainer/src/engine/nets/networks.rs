@@ -3,21 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor, TensorId};
-use rayon::prelude::*;
+use candle_core::{DType, Device, Tensor, TensorId};
 
 use super::diffusion::{Chance, Diffusion};
 use super::error::{NetworkError, Result};
 use super::programs::{Map, Part, Plan, Task};
 use super::unet::sinusoids;
 use super::vae::LatentDistribution;
-use crate::engine::adapter::{is_of_adapter, pairs};
 use crate::engine::ir::{Param, ParamId, ParamTable};
-use crate::engine::layout::{channels_first, channels_last, checkpoint_dims};
+use crate::engine::layout::{channels_first, channels_last};
 use crate::engine::session::{Data, ProgramId, Session, Update, Updated};
-use crate::formats::{Lora, LowRank};
 use crate::models::config::VaeConfig;
-use crate::models::params::{ParamError, Weights, is_not_a_weight};
 
 /// What one step of training reads. Maps lie channels first.
 #[derive(Clone, Copy, Debug)]
@@ -54,9 +50,6 @@ pub struct Trained {
     pub timesteps: Vec<f32>,
     pub updated: Option<Updated>,
 }
-
-/// Weights that are brought into the engine's layout by all cores together, before the device takes them one by one.
-const TURNED_AT_ONCE: usize = 32;
 
 pub struct Networks {
     pub(super) session: Box<dyn Session>,
@@ -109,108 +102,6 @@ impl Networks {
         let all = self.params().params.iter().zip(0..);
         let trained = all.filter(|(param, _)| param.trained);
         trained.map(|(param, id)| (ParamId(id), param.clone())).collect()
-    }
-
-    /// Takes over a network's weights, by diffusers' paths. Strict: a name that is passed over would leave a layer as
-    /// it was and say nothing.
-    ///
-    /// # Errors
-    /// When one is missing, has another shape, or belongs to no layer.
-    pub fn load(&mut self, part: Part, weights: &Weights) -> Result<()> {
-        let prefix = format!("{}.", part.prefix());
-        let mut unread: BTreeMap<&String, &Tensor> =
-            (weights.iter()).filter(|(path, _)| !is_not_a_weight(path)).collect();
-        let mut found = Vec::new();
-        for (param, index) in self.params().params.iter().zip(0..) {
-            let Some(path) = path_in(&prefix, param) else {
-                continue;
-            };
-            let Some(tensor) = unread.remove(&path) else {
-                return Err(ParamError::Missing { path }.into());
-            };
-            let expected = checkpoint_dims(&param.dims);
-            if tensor.dims() != expected {
-                let got = tensor.dims().to_vec();
-                return Err(ParamError::Shape { path, expected, got }.into());
-            }
-            found.push((ParamId(index), path, tensor));
-        }
-        for some in found.chunks(TURNED_AT_ONCE) {
-            let turned: Vec<(ParamId, Vec<f32>)> = (some.par_iter())
-                .map(|(id, path, tensor)| match weight_to_engine(tensor) {
-                    Ok(values) => Ok((*id, values)),
-                    Err(source) => Err(ParamError::Tensor {
-                        path: path.clone(),
-                        source,
-                    }),
-                })
-                .collect::<std::result::Result<_, ParamError>>()?;
-            for (id, values) in turned {
-                self.session.set_weight(id, &values)?;
-            }
-        }
-        // The eye has no way up, and a VAE that only decodes has no encoder.
-        let in_part = matches!(part, Part::Eye | Part::OtherVae);
-        if unread.is_empty() || in_part {
-            return Ok(());
-        }
-        let paths = unread.into_keys().cloned().collect();
-        Err(ParamError::Unused { paths }.into())
-    }
-
-    /// Gives adapters their first values. Needed once, where the plan has any and no state is restored.
-    ///
-    /// # Errors
-    /// What the device answers.
-    pub fn start_adapters(&mut self, seed: u64) -> Result<()> {
-        match self.plan.adapter {
-            Some(adapter) => Ok(adapter.start(&mut *self.session, seed)?),
-            None => Ok(()),
-        }
-    }
-
-    /// What the adapters add to the networks now; `None` where the plan has none.
-    ///
-    /// # Errors
-    /// What the device answers.
-    pub fn lora(&mut self) -> Result<Option<Lora>> {
-        let Some(adapter) = self.plan.adapter else {
-            return Ok(None);
-        };
-        let mut lora = Lora::default();
-        for (layer, pair) in pairs(self.params()) {
-            let low_rank = LowRank {
-                down: self.weight(pair.down)?,
-                up: self.weight(pair.up)?,
-                alpha: adapter.alpha,
-            };
-            lora.layers.insert(layer, low_rank);
-        }
-        Ok(Some(lora))
-    }
-
-    /// As a checkpoint has it.
-    fn weight(&mut self, id: ParamId) -> Result<Tensor> {
-        let dims = checkpoint_dims(&self.params().get(id).dims);
-        Ok(weight_from_engine(self.session.weight(id)?, &dims)?)
-    }
-
-    /// A network's own weights as they are now, without what adapters add to them, by diffusers' paths.
-    ///
-    /// # Errors
-    /// What the device answers.
-    pub fn weights(&mut self, part: Part) -> Result<Weights> {
-        let prefix = format!("{}.", part.prefix());
-        let mut weights = Weights::new();
-        for index in 0..self.params().params.len() {
-            let id = ParamId(index as u32);
-            let param = self.params().get(id);
-            let Some(path) = path_in(&prefix, param) else {
-                continue;
-            };
-            weights.insert(path, self.weight(id)?);
-        }
-        Ok(weights)
     }
 
     pub(super) fn program(&mut self, task: Task) -> Result<ProgramId> {
@@ -364,7 +255,7 @@ impl Networks {
             tokens,
             form: diffusion.form(&step.chance),
             learns_text: matches!(step.prompts, Prompts::Ids(_)),
-            accumulate: step.accumulate,
+            accumulate: step.accumulate && !self.session.sums_apart(),
         };
         let program = self.program(task)?;
         self.tell(program)?;
@@ -382,6 +273,7 @@ impl Networks {
             Some(update) => Some(self.session.run_and_update(program, update)?),
             None => {
                 self.session.run(program)?;
+                self.session.add_gradients(!step.accumulate)?;
                 None
             }
         };
@@ -468,12 +360,6 @@ pub(super) fn row_dims(map: &Tensor) -> Result<[usize; 3]> {
     Ok([channels, height, width])
 }
 
-/// A weight's path in the network of `prefix`, if it is one of its own.
-fn path_in(prefix: &str, param: &Param) -> Option<String> {
-    let path = param.name.strip_prefix(prefix)?;
-    (!is_of_adapter(&param.name)).then(|| path.to_string())
-}
-
 /// In f32, row-major.
 ///
 /// # Errors
@@ -484,28 +370,4 @@ pub fn values(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
         .to_dtype(DType::F32)?
         .flatten_all()?
         .to_vec1()
-}
-
-/// Read where it lies if it is in f32: a large model is copied once less.
-fn weight_to_engine(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
-    let turned = |values: &[f32]| match *tensor.dims() {
-        [_, inputs, height, width] => channels_last(values, inputs, height * width),
-        _ => values.to_vec(),
-    };
-    let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(all)), Some((start, end))) => Ok(turned(&all[start..end])),
-        _ => {
-            drop(storage);
-            Ok(turned(&values(tensor)?))
-        }
-    }
-}
-
-fn weight_from_engine(values: Vec<f32>, checkpoint: &[usize]) -> candle_core::Result<Tensor> {
-    let values = match *checkpoint {
-        [_, inputs, height, width] => channels_first(&values, inputs, height * width),
-        _ => values,
-    };
-    Tensor::from_vec(values, checkpoint, &Device::Cpu)
 }

@@ -19,7 +19,7 @@ use super::{
         },
         call::{Address, Call, Element},
     },
-    Launch, THREADS,
+    Launch, THREADS, vector,
 };
 
 /// Blocks of the norm; fixed, so that sums are made alike on every card.
@@ -226,6 +226,29 @@ pub fn apply_coded(element: Element, at: &Arena, exact: usize, range: Range<usiz
         .ints([blocks]);
     launch.0.shared_bytes = spacer_bytes;
     launch.0
+}
+
+/// Which of the programs whose gradients are added up one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adding {
+    /// Its gradients become the sums, whatever these were.
+    First,
+    More,
+    /// The sums with its gradients take the place of these.
+    Last,
+}
+
+/// Adds `len` gradients to F32 `sums`. `len` is a multiple of [`BLOCK`].
+pub fn add(element: Element, gradients: Address, sums: Address, adding: Adding, len: usize) -> Call {
+    let name = format!("add_gradients_{}", element.suffix());
+    Launch::flat(name, len.div_ceil(vector(element)))
+        .at([gradients, sums])
+        .ints([
+            usize::from(adding == Adding::First),
+            usize::from(adding == Adding::Last),
+        ])
+        .longs([len])
+        .0
 }
 
 #[cfg(test)]

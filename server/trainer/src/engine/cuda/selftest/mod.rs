@@ -8,6 +8,7 @@ mod memory;
 mod networks;
 mod resumed;
 mod runs;
+mod updates;
 
 use std::sync::Arc;
 

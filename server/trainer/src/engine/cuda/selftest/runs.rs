@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Check, Result, instructions::ADAM, networks, networks::Network, noise, relative};
+use super::{Check, Result, instructions::ADAM, networks, networks::Network, noise, relative, updates};
 use crate::engine::{
     cpu::CpuSession,
     cuda::{
@@ -25,6 +25,7 @@ pub(super) fn check(device: &Arc<Device>, element: Element, report: &mut dyn FnM
         against_cpu(device, element, &network, optimizer, report)?;
     }
     same_bits(device, element, &network, ADAM, report)?;
+    updates::check(device, element, &network, report)?;
     preferred(device, element, &network, report)
 }
 
@@ -103,11 +104,25 @@ impl<S: Session> Run<S> {
     /// The update of that number, with the inputs of another.
     pub fn step_with(&mut self, inputs: u64, number: u64, loss_scale: f32) -> Result<()> {
         self.write(inputs, loss_scale)?;
+        self.update(number, f64::from(loss_scale))
+    }
+
+    /// The update of that number, of the mean of `parts` times the same gradients.
+    pub fn sum(&mut self, number: u64, parts: u32, loss_scale: f32) -> Result<()> {
+        self.write(number, loss_scale)?;
+        for part in 1..parts {
+            self.session.run(self.program)?;
+            self.session.add_gradients(part == 1)?;
+        }
+        self.update(number, f64::from(loss_scale) * f64::from(parts))
+    }
+
+    fn update(&mut self, number: u64, loss_scale: f64) -> Result<()> {
         let update = Update {
             learning_rates: BTreeMap::from([(Group::UNet, 1e-3), (Group::TextEncoder, 5e-4)]),
             // Clips some steps and not others.
             max_grad_norm: self.norms.first().copied().unwrap_or(1.),
-            loss_scale: f64::from(loss_scale),
+            loss_scale,
             number,
         };
         let updated = self.session.run_and_update(self.program, &update)?;

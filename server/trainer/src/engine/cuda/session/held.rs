@@ -68,6 +68,7 @@ impl CudaSession {
         held.extend([
             ("moments", self.optimizer.held_bytes()),
             ("averages", self.averages.as_ref().map_or(0, Averages::bytes)),
+            ("sums of gradients", self.sums.bytes()),
             ("activations", self.arena.bytes as u64),
             ("workspace", self.workspace.bytes as u64),
             ("inputs and outputs", self.kept_bytes() as u64),

@@ -17,7 +17,7 @@ use super::{
         gpu::{Lane, Memory, Pinned},
         graph::{self, Recording},
         library::failed,
-        lower::{Lowering, Places as Lowered, UPDATE, Updates, lane_of},
+        lower::{Lowering, Places as Lowered, UPDATE, Updates, lanes},
         scratch::Scratch,
         work::{Ahead, List, workspace_bytes},
     },
@@ -82,7 +82,8 @@ pub(in super::super) fn places(
             },
         })
         .collect();
-    let lingers = |op: &_| match lane_of(op) {
+    let lanes = lanes(program);
+    let lingers = |index: usize| match lanes[index] {
         Lane::Main => 0,
         Lane::Side => LINGER,
     };
