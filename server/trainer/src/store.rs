@@ -158,6 +158,8 @@ pub fn hash_growing(path: &Path, is_whole: impl Fn() -> bool) -> Result<(u64, St
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     #[test]
@@ -175,6 +177,26 @@ mod tests {
             1,
             "no scratch file"
         );
+    }
+
+    #[test]
+    fn a_file_is_hashed_while_it_grows_to_its_end() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("grows");
+        let content: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+        let mut file = File::create(&path).expect("makes");
+        let whole = AtomicBool::new(false);
+        let hashed = std::thread::scope(|scope| {
+            let hashing = scope.spawn(|| hash_growing(&path, || whole.load(Ordering::SeqCst)));
+            for part in content.chunks(700_000) {
+                file.write_all(part).expect("writes");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            whole.store(true, Ordering::SeqCst);
+            hashing.join().expect("no panic").expect("reads")
+        });
+        assert_eq!(hashed, (3_000_000, hex::encode(Sha256::digest(&content))));
+        assert_eq!(hash_file(&path).expect("reads"), hashed);
     }
 
     #[test]

@@ -432,3 +432,40 @@ impl Writing<'_, '_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{
+        builder::{Bias, Scope},
+        ir::{Group, Kind},
+        testing::Case,
+    };
+
+    #[test]
+    fn what_only_gradients_of_weights_read_runs_beside() {
+        let case = Case::shapes_only(|b| {
+            let scope = Scope::new("unet", Group::UNet, true);
+            let x = b.input("x", &[2, 3, 4], Kind::Activation);
+            let x = b.linear(x, &scope.at("in"), 4, Bias::None, None);
+            let normed = b.layer_norm(x, &scope.at("norm"), 1e-3);
+            let [q, k, v] = ["q", "k", "v"].map(|name| b.linear(normed, &scope.at(name), 4, Bias::None, None));
+            b.attention([q, k, v], 2, false)
+        });
+        let program = case.program(false, false);
+        let lanes = lanes(&program);
+        let beside = |wanted: &str| -> Vec<bool> {
+            let all = program.code.iter().zip(&lanes);
+            all.filter(|(op, _)| op.name() == wanted)
+                .map(|(_, lane)| *lane == Lane::Side)
+                .collect()
+        };
+        // The norm of the forward, and the one that is computed again.
+        assert_eq!(beside("LayerNorm"), [false, true]);
+        assert_eq!(beside("LinearGradW"), [true; 4]);
+        for others in ["Linear", "LinearGradX", "LayerNormGrad", "AttentionGrad", "Mse"] {
+            let beside = beside(others);
+            assert!(!beside.is_empty() && !beside.contains(&true), "{others}: {beside:?}");
+        }
+    }
+}
