@@ -70,19 +70,25 @@ pub(super) struct Writing<'a, 'l> {
 /// The name of what updates weights.
 pub(super) const UPDATE: &str = "Update";
 
-/// Gradients of weights run beside the rest, and so does what only they read.
+/// Gradients of weights run beside the rest, and so do norms and gates that are computed again for them alone. Nothing else does
+/// that only they read: where no text encoder learns, that is the whole way back.
 pub(super) fn lanes(program: &Program) -> Vec<Lane> {
+    let roots = |ids: &[ValueId]| -> Vec<ValueId> { ids.iter().map(|&id| program.root(id)).collect() };
     let mut lanes = vec![Lane::Main; program.code.len()];
-    // Roots that are read, and those that the main lane or the host reads.
-    let mut read = BTreeSet::new();
+    // Of values that are read: those that the main lane or the host reads, and all.
     let mut awaited: BTreeSet<ValueId> = program.outputs.values().map(|&id| program.root(id)).collect();
+    let mut read = BTreeSet::new();
     for (op, lane) in program.code.iter().zip(&mut lanes).rev() {
         let touched = operands(op);
-        let roots = |ids: &[ValueId]| ids.iter().map(|&id| program.root(id)).collect::<Vec<_>>();
         let (reads, writes) = (roots(&touched.reads), roots(&touched.writes));
-        let for_others =
-            writes.iter().any(|root| read.contains(root)) && writes.iter().all(|root| !awaited.contains(root));
-        if for_others || matches!(op, Op::LinearGradW { .. } | Op::ConvGradW { .. }) {
+        let beside = match op {
+            Op::LinearGradW { .. } | Op::ConvGradW { .. } => true,
+            Op::LayerNorm { .. } | Op::Geglu { .. } => {
+                writes.iter().any(|root| read.contains(root)) && writes.iter().all(|root| !awaited.contains(root))
+            }
+            _ => false,
+        };
+        if beside {
             *lane = Lane::Side;
         } else {
             awaited.extend(&reads);
