@@ -1,6 +1,7 @@
 //! The command line as a person uses it: real folders, the real executables, and what is there afterwards.
 
 mod class_images;
+mod convert;
 mod drawing;
 mod holdout;
 mod learning;

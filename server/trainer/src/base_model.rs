@@ -7,7 +7,7 @@ use std::path::Path;
 
 use app::recipe::STARTER;
 
-use crate::formats::{self, ModelError, ModelWeights, Vae};
+use crate::formats::{self, Configs, ModelError, ModelWeights, Vae};
 use crate::hub::{self, Part, Watch};
 
 /// Whether the reference is looked for on the Hub.
@@ -24,7 +24,25 @@ pub fn load(reference: &str, revision: Option<&str>, watch: &mut dyn Watch) -> R
         let folder = hub::fetch(reference, revision, Part::Model, watch)?;
         return formats::load(&folder.to_string_lossy());
     }
-    formats::load(reference)
+    let weights = formats::load(reference)?;
+    tell_guess(weights.guess.as_ref(), watch);
+    Ok(weights)
+}
+
+/// What a base model on this disk is.
+///
+/// # Errors
+/// As `load`.
+pub fn configs_of(reference: &str, watch: &mut dyn Watch) -> Result<Configs, ModelError> {
+    let outline = formats::outline(reference)?;
+    tell_guess(outline.guess.as_ref(), watch);
+    Ok(outline.configs)
+}
+
+fn tell_guess(guess: Option<&String>, watch: &mut dyn Watch) {
+    if let Some(guess) = guess {
+        watch.warn("model_guess", guess.clone());
+    }
 }
 
 /// A VAE in the place of the base model's own.

@@ -3,33 +3,12 @@
 use app::api::{HubFacts, ModelInfo};
 use app::recipe::{PriorPreservation, RecipeDraft, STARTER, SamplePlan};
 
-use crate::formats::{Configs, ModelWeights, architecture};
+use crate::formats::{Configs, architecture};
 use crate::hub::Description;
 use crate::pipeline::LATENT_PX;
 
-/// Describes a loaded model.
-pub fn describe(reference: &str, weights: &ModelWeights) -> ModelInfo {
-    let count = |map: &std::collections::BTreeMap<String, candle_core::Tensor>| -> u64 {
-        map.values().map(|t| t.elem_count() as u64).sum()
-    };
-    ModelInfo {
-        pretrained_model_name_or_path: reference.into(),
-        title: title(reference),
-        resolution: (weights.unet_config.sample_size * LATENT_PX) as u32,
-        parameters: count(&weights.unet) + count(&weights.text_encoder),
-        loads_in_webuis: weights.loads_in_webuis(),
-        defaults: recipe(reference),
-        hub: None,
-    }
-}
-
-/// Describes a model of the Hub by its configuration files.
-pub fn describe_remote(
-    reference: &str,
-    revision: Option<&str>,
-    configs: &Configs,
-    description: &Description,
-) -> ModelInfo {
+/// Describes a model by its configurations.
+pub fn describe(reference: &str, configs: &Configs) -> ModelInfo {
     let trained = [
         architecture::unet(&configs.unet),
         architecture::text_encoder(&configs.text_encoder),
@@ -37,11 +16,24 @@ pub fn describe_remote(
     let count = |shape: &Vec<usize>| shape.iter().product::<usize>() as u64;
     ModelInfo {
         pretrained_model_name_or_path: reference.into(),
-        title: reference.into(),
+        title: title(reference),
         resolution: (configs.unet.sample_size * LATENT_PX) as u32,
         parameters: trained.iter().flatten().map(|parameter| count(&parameter.shape)).sum(),
         loads_in_webuis: configs.is_standard(),
         defaults: recipe(reference),
+        hub: None,
+    }
+}
+
+/// Describes a model of the Hub.
+pub fn describe_remote(
+    reference: &str,
+    revision: Option<&str>,
+    configs: &Configs,
+    description: &Description,
+) -> ModelInfo {
+    ModelInfo {
+        title: reference.into(),
         hub: Some(HubFacts {
             card: description.card.clone(),
             license: description.license.clone(),
@@ -49,6 +41,7 @@ pub fn describe_remote(
             missing_bytes: description.missing_bytes,
             revision: revision.map(str::to_owned),
         }),
+        ..describe(reference, configs)
     }
 }
 

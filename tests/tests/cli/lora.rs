@@ -37,3 +37,19 @@ fn a_lora_is_trained_drawn_with_and_merged() {
         .run(&merge("--lora none.safetensors"))
         .ends(1, &["none.safetensors"]);
 }
+
+#[test]
+fn a_lora_has_the_networks_that_were_trained() {
+    let world = World::new();
+    world.picture("photos/0.png", stripes(1, 64, 64));
+    for (to, flags, text) in [("unet", "", false), ("both", "--train_text_encoder", true)] {
+        let line = format!("--lora_rank 2 --learning_rate 1e-2 {flags}");
+        let out = world.train_on("photos", to, &line);
+        let tensors =
+            candle_core::safetensors::load_buffer(&out.file("1/zwx-dog-1.safetensors"), &candle_core::Device::Cpu);
+        let tensors = tensors.unwrap();
+        let has = |start: &str| tensors.keys().any(|name| name.starts_with(start));
+        assert!(has("lora_unet_"), "{flags}");
+        assert_eq!(has("lora_te_"), text, "{flags}");
+    }
+}

@@ -1,11 +1,17 @@
 //! Checkpoint formats against files that diffusers' converter and torch wrote.
 
+mod foreign;
+pub mod recognition;
+pub use foreign::in_old_names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
-use trainer::formats::{self, Configs, Container, ModelError, ModelWeights, TensorFile, Width, architecture};
+use trainer::formats::{
+    self, Configs, Container, Lora, LowRank, ModelError, ModelWeights, TensorFile, Width, architecture,
+};
 
 fn tiny() -> anyhow::Result<ModelWeights> {
     Ok(formats::load(&super::dir().join("tiny-sd").to_string_lossy())?)
@@ -318,34 +324,6 @@ fn a_folder_with_a_wrong_tensor_is_refused_by_name() -> anyhow::Result<()> {
 }
 
 #[test]
-fn old_names_and_position_ids_are_accepted() -> anyhow::Result<()> {
-    let folder = copy_of_tiny()?;
-    let model = tiny()?;
-    let mut vae = BTreeMap::new();
-    for (name, tensor) in &model.vae {
-        let old = [
-            ("to_q.", "query."),
-            ("to_k.", "key."),
-            ("to_v.", "value."),
-            ("to_out.0.", "proj_attn."),
-        ];
-        let (new, old) = old
-            .into_iter()
-            .find(|(new, _)| name.contains(new))
-            .unwrap_or(("-", "-"));
-        vae.insert(name.replace(new, old), tensor.clone());
-    }
-    assert!(!vae.contains_key("encoder.mid_block.attentions.0.to_q.weight"));
-    save_tensors(&folder.path().join("vae/diffusion_pytorch_model.safetensors"), &vae)?;
-    let mut text = model.text_encoder.clone();
-    let ids: Vec<i64> = (0..77).collect();
-    let position_ids = Tensor::from_vec(ids, (1, 77), &Device::Cpu)?;
-    text.insert("text_model.embeddings.position_ids".into(), position_ids);
-    save_tensors(&folder.path().join("text_encoder/model.safetensors"), &text)?;
-    same_weights(&formats::load(&folder.path().to_string_lossy())?, &model)
-}
-
-#[test]
 fn what_a_training_run_left_in_a_single_file_is_counted_and_ignored() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("full-ema.safetensors");
@@ -374,8 +352,8 @@ fn what_a_training_run_left_in_a_single_file_is_counted_and_ignored() -> anyhow:
     Ok(())
 }
 
-#[test]
-fn a_text_encoder_of_23_layers_is_written_in_open_clips_names_and_read_back() -> anyhow::Result<()> {
+/// The small reference model with a text encoder of Stable Diffusion 2's depth.
+fn tiny_of_23_layers() -> anyhow::Result<ModelWeights> {
     let mut model = tiny()?;
     model.config_files.text_encoder["num_hidden_layers"] = 23.into();
     for layer in 3..23 {
@@ -390,7 +368,13 @@ fn a_text_encoder_of_23_layers_is_written_in_open_clips_names_and_read_back() ->
         }
     }
     let networks = [model.unet, model.vae, model.text_encoder];
-    let model = ModelWeights::new(Path::new("23"), model.config_files, model.tokenizer_files, networks)?;
+    let (path, files) = (Path::new("23"), model.config_files);
+    Ok(ModelWeights::new(path, files, model.tokenizer_files, networks)?)
+}
+
+#[test]
+fn a_text_encoder_of_23_layers_is_written_in_open_clips_names_and_read_back() -> anyhow::Result<()> {
+    let model = tiny_of_23_layers()?;
     let (width, inner) = (
         model.text_encoder_config.hidden_size,
         model.text_encoder_config.intermediate_size,
@@ -426,6 +410,34 @@ fn a_text_encoder_of_23_layers_is_written_in_open_clips_names_and_read_back() ->
         let read = formats::load(&path.to_string_lossy())?;
         same_weights(&read, &model)?;
         assert_eq!(read.tokenizer_files.pad_token(), "!");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lora_on_queries_alone_fits_into_open_clips_one_tensor() -> anyhow::Result<()> {
+    let mut model = tiny_of_23_layers()?;
+    let layer = "text_model.encoder.layers.22.self_attn";
+    let width = model.text_encoder_config.hidden_size;
+    let low_rank = LowRank {
+        down: Tensor::ones((1, width), DType::F32, &Device::Cpu)?,
+        up: Tensor::ones((width, 1), DType::F32, &Device::Cpu)?,
+        alpha: 0.25,
+    };
+    let layers = BTreeMap::from([(format!("text_encoder.{layer}.q_proj"), low_rank)]);
+    Lora { layers }.merge_into(&mut model, Path::new("lora"))?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("merged.safetensors");
+    formats::save_single_file(&path, &model, Width::Full, Container::Safetensors)?;
+    let read = formats::load(&path.to_string_lossy())?;
+    for name in ["q_proj", "k_proj", "v_proj"] {
+        let path = format!("{layer}.{name}.weight");
+        // What it adds to is f32, and keys and values beside it with the same numbers.
+        same_tensor(
+            &path,
+            &read.text_encoder[&path],
+            &model.text_encoder[&path].to_dtype(DType::F32)?,
+        )?;
     }
     Ok(())
 }

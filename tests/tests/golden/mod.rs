@@ -1,7 +1,7 @@
 //! Comparison with the reference numbers of `tests/golden/` (see its MANIFEST.md), or of `$GOLDEN_DIR` when set.
 
 mod bnb;
-mod convert;
+pub mod convert;
 mod coverage;
 pub mod engine;
 mod forward;

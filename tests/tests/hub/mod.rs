@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use tests::hub::{COMMIT, Hub, Repository};
+use tests::hub::{Asked, COMMIT, Hub, Repository};
 
 const TOKEN: &str = "hf_aTokenThatMustNotBeSeenAnywhere";
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
@@ -121,6 +121,16 @@ fn files(hub: &Hub) -> Vec<String> {
     names
 }
 
+/// Whether there is a part of a file of `owner/tiny` with more than so many bytes.
+fn has_come(home: &Home, bytes: u64) -> bool {
+    let blobs = std::fs::read_dir(home.cache("owner/tiny").join("blobs"));
+    let mut paths = blobs.into_iter().flatten().flatten().map(|blob| blob.path());
+    paths.any(|path| {
+        let is_part = path.extension().is_some_and(|extension| extension == "incomplete");
+        is_part && path.metadata().is_ok_and(|found| found.len() > bytes)
+    })
+}
+
 #[test]
 fn hub_a_model_is_downloaded_once_with_only_what_it_needs() {
     let hub = Hub::start([("owner/tiny", published())]).unwrap();
@@ -166,17 +176,7 @@ fn hub_a_download_goes_on_where_it_was_killed_or_broke() {
     hub.slow(true);
     let mut child = home.convert("owner/tiny").stderr(Stdio::null()).spawn().unwrap();
     let since = Instant::now();
-    let has_come = |bytes: u64| {
-        let blobs = std::fs::read_dir(home.cache("owner/tiny").join("blobs"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        blobs.map(|blob| blob.path()).any(|path| {
-            let is_part = path.extension().is_some_and(|extension| extension == "incomplete");
-            is_part && path.metadata().is_ok_and(|found| found.len() > bytes)
-        })
-    };
-    while !has_come(100_000) {
+    while !has_come(&home, 100_000) {
         assert!(since.elapsed() < PATIENCE, "nothing came");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -203,7 +203,7 @@ fn hub_a_download_goes_on_where_it_was_killed_or_broke() {
         .collect();
     assert!(starts.len() > 5, "{starts:?}");
     assert!(starts.iter().all(|start| *start > 0), "{starts:?}");
-    assert!(!has_come(0), "no part is left");
+    assert!(!has_come(&home, 0), "no part is left");
 }
 
 #[test]
@@ -306,6 +306,55 @@ fn hub_revisions_and_names_that_are_gone_lead_to_what_took_their_place() {
     );
     good(&sample("v2"));
     bad(&sample("v3"), &["no revision `v3`"]);
+
+    let convert = |revision: &str| {
+        let mut command = home.convert("stable-diffusion-v1-5/stable-diffusion-v1-5");
+        command.args(["--revision", revision]).output().unwrap()
+    };
+    hub.asked();
+    good(&convert("v2"));
+    let of_v2 = |asked: &Asked| asked.path.contains("/revision/v2");
+    assert!(hub.asked().iter().any(of_v2), "another revision was asked for");
+    bad(&convert("v3"), &["no revision `v3`"]);
+
+    // Without an answer the branch that is gone means what it meant last time.
+    hub.go();
+    let words = good(&sample("fp16"));
+    assert!(words.contains("on this disk is used"), "{words}");
+    bad(&sample("v3"), &["does not answer"]);
+}
+
+#[test]
+fn hub_two_that_want_the_same_model_download_it_once() {
+    let hub = Hub::start([("owner/tiny", published())]).unwrap();
+    let home = Home::new(&hub);
+    hub.slow(true);
+    let convert = |to: &str| {
+        let args = [
+            "convert",
+            "--half",
+            "--model_path",
+            "owner/tiny",
+            "--checkpoint_path",
+            to,
+        ];
+        home.trainer(&args).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let first = convert("a.safetensors");
+    let since = Instant::now();
+    while !has_come(&home, 100_000) {
+        assert!(since.elapsed() < PATIENCE, "nothing came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let others = [convert("b.safetensors"), convert("c.safetensors")];
+    for child in std::iter::once(first).chain(others) {
+        good(&child.wait_with_output().unwrap());
+    }
+    let asked = files(&hub);
+    assert!(asked.windows(2).all(|pair| pair[0] != pair[1]), "twice: {asked:?}");
+    let [a, b, c] = ["a", "b", "c"].map(|name| std::fs::read(home.path(&format!("{name}.safetensors"))).unwrap());
+    assert!(a == b && b == c);
+    assert!(!has_come(&home, 0), "no part is left");
 }
 
 #[test]

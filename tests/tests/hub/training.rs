@@ -12,12 +12,14 @@ use trainer::formats;
 use super::{Home, PATIENCE, TOKEN, published, said};
 
 const MODEL: &str = "owner/private";
+const REVISION: &str = "v2";
 const VAE: &str = "owner/vae";
 
 /// A model that wants a token, and a VAE of another width with its configuration at the root.
 fn hub() -> Hub {
     let model = Repository {
         token: Some(TOKEN),
+        revisions: vec![REVISION.into()],
         ..published()
     };
     let vae = Repository::of_folder(&crate::golden::dir_of("tiny-sd21").join("vae")).unwrap();
@@ -34,6 +36,7 @@ fn make_job(home: &Home) {
     }
     let recipe = RecipeDraft {
         pretrained_model_name_or_path: MODEL.into(),
+        revision: Some(REVISION.into()),
         pretrained_vae_name_or_path: Some(VAE.into()),
         concepts: vec![Concept {
             instance_prompt: "photo of zwx dog".into(),
@@ -125,6 +128,11 @@ fn hub_a_training_tells_of_its_downloads_keeps_the_token_secret_and_exports_the_
     make_job(&home);
     let output = start(&home).wait_with_output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
+    let of_revision = format!("/api/models/{MODEL}/revision/{REVISION}");
+    assert!(
+        hub.asked().iter().any(|asked| asked.path.starts_with(&of_revision)),
+        "another revision was asked for"
+    );
     let events = events(&home);
     for model in [MODEL, VAE] {
         let told = downloads(&events, model);

@@ -227,6 +227,7 @@ impl Model {
             scheduler_config: configs.scheduler,
             tokenizer_files: TokenizerFiles::clip(),
             ignored: 0,
+            guess: None,
         })
     }
 

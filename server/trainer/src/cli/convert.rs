@@ -14,6 +14,9 @@ pub struct ConvertArgs {
     /// The model: a diffusers folder, a single file, a Hub id, or `starter`
     #[arg(long)]
     model_path: String,
+    /// Branch, tag or commit of a Hub id
+    #[arg(long)]
+    revision: Option<String>,
     /// A LoRA to add to the model first
     #[arg(long)]
     lora: Option<PathBuf>,
@@ -30,7 +33,7 @@ pub struct ConvertArgs {
 
 pub fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     check(args)?;
-    let base = base_model::load(&args.model_path, None, &mut LogWatch::default())?;
+    let base = base_model::load(&args.model_path, args.revision.as_deref(), &mut LogWatch::default())?;
     let weights = with_lora(base, args.lora.as_deref())?;
     let named = args.checkpoint_path.extension().is_some_and(|e| e == "safetensors");
     let format = match args.use_safetensors || named {

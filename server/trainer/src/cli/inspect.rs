@@ -1,4 +1,5 @@
-//! `inspect`: a base model as the page shows it. Of a model of the Hub only the small files are downloaded.
+//! `inspect`: a base model as the page shows it. Of a model of the Hub only the small files are downloaded, and of one on
+//! this disk no weights are read.
 
 use std::process::ExitCode;
 
@@ -40,5 +41,6 @@ fn describe(args: &InspectArgs) -> Result<app::api::ModelInfo, ModelError> {
         let configs = formats::load_configs(&description.folder)?;
         return Ok(defaults::describe_remote(&args.model, revision, &configs, &description));
     }
-    Ok(defaults::describe(&args.model, &formats::load(&args.model)?))
+    let configs = base_model::configs_of(&args.model, &mut watch)?;
+    Ok(defaults::describe(&args.model, &configs))
 }

@@ -8,29 +8,26 @@ use serde_json::{Value, json};
 use super::architecture::{self, Parameter};
 use super::configs::{ConfigFiles, DIFFUSERS_VERSION};
 use super::error::ModelError;
+use super::found::{Found, Located, Network, Place, locate};
 use super::single_file::{Outgoing, Width, read_back};
 use super::tensor_file::TensorFile;
 use super::weight_names::weight_names;
-use super::weights::{ModelWeights, Tensors, Vae, read_tensors};
-use super::{atomic, safetensors_out};
+use super::weights::{ModelWeights, Tensors, Vae};
+use super::{atomic, found, safetensors_out, weights};
 use crate::tokenizer::TokenizerFiles;
 
-/// Reads a folder.
-pub(super) fn load(folder: &Path) -> Result<ModelWeights, ModelError> {
+/// Opens a folder.
+pub(super) fn open(folder: &Path) -> Result<Found, ModelError> {
     let config_files = config_files(folder)?;
     let files = [
         open_first(&folder.join("unet"), "unet", "U-Net's weights")?,
         open_first(&folder.join("vae"), "vae", "VAE's weights")?,
         open_first(&folder.join("text_encoder"), "text_encoder", "text encoder's weights")?,
     ];
-    let weights = assemble(
-        folder,
-        config_files,
-        tokenizer_files(&folder.join("tokenizer"))?,
-        &files,
-    )?;
-    weights.tokenizer(&folder.join("tokenizer"))?;
-    Ok(weights)
+    let tokenizer = folder.join("tokenizer");
+    let found = find(folder, config_files, tokenizer_files(&tokenizer)?, files)?;
+    weights::tokenizer(&tokenizer, &found.tokenizer_files, &found.configs.text_encoder)?;
+    Ok(found)
 }
 
 pub(super) fn config_files(folder: &Path) -> Result<ConfigFiles, ModelError> {
@@ -42,55 +39,55 @@ pub(super) fn config_files(folder: &Path) -> Result<ConfigFiles, ModelError> {
     })
 }
 
-/// Reads the networks, in the order U-Net, VAE, text encoder.
-pub(super) fn assemble(
+/// Finds the networks in their files, in the order U-Net, VAE, text encoder.
+pub(super) fn find(
     folder: &Path,
     config_files: ConfigFiles,
     tokenizer_files: TokenizerFiles,
-    [unet, vae, text_encoder]: &[TensorFile; 3],
-) -> Result<ModelWeights, ModelError> {
+    files: [TensorFile; 3],
+) -> Result<Found, ModelError> {
     let configs = config_files.parse(folder)?;
-    let mut ignored = 0;
+    let find = |file: usize, parameters, present: fn(&str) -> String| -> Result<Network, ModelError> {
+        let tensors = find_network(&files[file], parameters, present)?;
+        Ok(Network { file, tensors })
+    };
     let networks = [
-        read_network(unet, &architecture::unet(&configs.unet), str::to_owned, &mut ignored)?,
-        read_network(
-            vae,
-            &architecture::vae(&configs.vae),
-            architecture::present_vae_path,
-            &mut ignored,
-        )?,
-        read_network(
-            text_encoder,
-            &architecture::text_encoder(&configs.text_encoder),
-            with_text_model,
-            &mut ignored,
-        )?,
+        find(0, architecture::unet(&configs.unet), str::to_owned)?,
+        find(1, architecture::vae(&configs.vae), architecture::present_vae_path)?,
+        find(2, architecture::text_encoder(&configs.text_encoder), with_text_model)?,
     ];
-    let mut weights = ModelWeights::new(folder, config_files, tokenizer_files, networks)?;
-    weights.ignored = ignored;
-    Ok(weights)
+    Ok(Found {
+        path: folder.into(),
+        config_files,
+        configs,
+        tokenizer_files,
+        networks,
+        ignored: files.iter().map(|file| file.others).sum(),
+        files: files.into(),
+        guess: None,
+    })
 }
 
-/// Reads one network: every parameter, and nothing else. `present` gives a stored path the name it has today.
-fn read_network(
+/// Finds one network: every parameter, and nothing else. `present` gives a stored path the name it has today.
+fn find_network(
     file: &TensorFile,
-    parameters: &[Parameter],
+    parameters: Vec<Parameter>,
     present: fn(&str) -> String,
-    ignored: &mut usize,
-) -> Result<Tensors, ModelError> {
+) -> Result<Vec<Located>, ModelError> {
     let stored = file.entries().keys();
     let stored = stored.filter(|name| !name.ends_with("embeddings.position_ids"));
     let mut names: BTreeMap<String, String> = stored.map(|name| (present(name), name.clone())).collect();
-    let tensors = read_tensors(file, &mut names, parameters, |parameter| parameter.path.clone())?;
-    if let Some((_, first)) = names.first_key_value() {
-        return Err(ModelError::Unknown {
+    let tensors = locate(file, &mut names, parameters, |parameter| {
+        Place::whole(parameter.path.clone())
+    })?;
+    match names.first_key_value() {
+        None => Ok(tensors),
+        Some((_, first)) => Err(ModelError::Unknown {
             path: file.path().into(),
             tensor: first.clone(),
             others: names.len() - 1,
-        });
+        }),
     }
-    *ignored += file.others;
-    Ok(tensors)
 }
 
 /// transformers' newer and oldest releases write the text model's paths without their first level.
@@ -137,11 +134,9 @@ pub(super) fn load_vae(folder: &Path) -> Result<Vae, ModelError> {
         path: folder.join("config.json"),
         source,
     })?;
-    let mut ignored = 0;
-    let present = architecture::present_vae_path;
-    let tensors = read_network(&file, &architecture::vae(&config), present, &mut ignored)?;
+    let tensors = find_network(&file, architecture::vae(&config), architecture::present_vae_path)?;
     Ok(Vae {
-        tensors,
+        tensors: found::read(&file, &tensors)?,
         config,
         config_file,
     })

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::configs::Configs;
 use super::error::ModelError;
 use super::single_file::{Outgoing, Width, read_back};
 use super::tensor_file::TensorFile;
@@ -249,7 +250,7 @@ pub fn save_lora(path: &Path, lora: &Lora, base: &ModelWeights, width: Width) ->
             tensor: alpha,
         });
     }
-    let metadata = metadata(lora, base);
+    let metadata = metadata(lora, &base.configs());
     atomic::write(
         path,
         |out| safetensors_out::write(path, out, &outgoing, &metadata),
@@ -261,15 +262,15 @@ pub fn save_lora(path: &Path, lora: &Lora, base: &ModelWeights, width: Width) ->
 }
 
 /// What WebUIs tell the base model's version by, and show.
-fn metadata(lora: &Lora, base: &ModelWeights) -> BTreeMap<String, String> {
+fn metadata(lora: &Lora, base: &Configs) -> BTreeMap<String, String> {
     let mut metadata = BTreeMap::from([("ss_network_module", "networks.lora".to_string())]);
     if let Some(low_rank) = lora.layers.values().next() {
         metadata.insert("ss_network_dim", low_rank.rank().to_string());
         metadata.insert("ss_network_alpha", low_rank.alpha.to_string());
     }
-    if base.loads_in_webuis() {
-        let is_v2 = open_clip::is_open_clip(&base.text_encoder_config);
-        let version = match (is_v2, base.scheduler_config.prediction_type) {
+    if base.is_standard() {
+        let is_v2 = open_clip::is_open_clip(&base.text_encoder);
+        let version = match (is_v2, base.scheduler.prediction_type) {
             (false, PredictionType::Epsilon) => "sd_v1",
             (false, PredictionType::VPrediction) => "sd_v1_v",
             (true, PredictionType::Epsilon) => "sd_v2",
@@ -300,6 +301,21 @@ mod tests {
             "lora_te_text_model_encoder_layers_11_self_attn_q_proj"
         );
         assert_eq!(name_of("vae.decoder.conv_in"), None);
+    }
+
+    #[test]
+    fn a_lora_says_which_stable_diffusion_it_is_for() {
+        let said = |configs: &Configs| {
+            let mut metadata = metadata(&Lora::default(), configs);
+            ["ss_base_model_version", "ss_v2"].map(|key| metadata.remove(key).unwrap_or_default())
+        };
+        assert_eq!(said(&Configs::sd1()), ["sd_v1", "False"]);
+        assert_eq!(said(&Configs::sd2(PredictionType::Epsilon)), ["sd_v2", "True"]);
+        assert_eq!(said(&Configs::sd2(PredictionType::VPrediction)), ["sd_v2_v", "True"]);
+        // Of a model that WebUIs do not know they should not be told that they do.
+        let mut other = Configs::sd1();
+        other.unet.block_out_channels[0] = 32;
+        assert_eq!(said(&other), ["", ""]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod atomic;
 mod configs;
 mod diffusers;
 mod error;
+mod found;
 mod lora;
 mod open_clip;
 mod pickle;
@@ -25,6 +26,7 @@ use std::path::Path;
 pub use configs::{ConfigFiles, Configs};
 pub use diffusers::{load_tokenizer, save_diffusers};
 pub use error::ModelError;
+use found::Found;
 pub use lora::{Lora, LowRank, load_lora, save_lora};
 pub use single_file::{Container, Width, save_single_file};
 pub use starter::load_packed;
@@ -39,16 +41,10 @@ pub use weights::{ModelWeights, Tensors, Vae};
 /// A reference that leads to no model, or to one that is broken, incomplete or of a kind that we don't train. The
 /// message names the file and the tensor.
 pub fn load(reference: &str) -> Result<ModelWeights, ModelError> {
-    let path = Path::new(reference);
     if reference == app::recipe::STARTER {
-        starter::load()
-    } else if path.is_dir() {
-        diffusers::load(path)
-    } else if path.is_file() {
-        single_file::load(path)
-    } else {
-        Err(ModelError::NotFound(path.into()))
+        return starter::load();
     }
+    open(Path::new(reference))?.read()
 }
 
 /// A VAE on this disk: a folder with its configuration at the root, or a whole model, of which its VAE is taken.
@@ -68,6 +64,41 @@ pub fn load_vae(reference: &str) -> Result<Vae, ModelError> {
     })
 }
 
+/// What a model is, without its weights.
+#[derive(Clone, Debug)]
+pub struct Outline {
+    pub configs: Configs,
+    /// See `ModelWeights`.
+    pub guess: Option<String>,
+}
+
+/// What a model on this disk is, after every check of `load` that needs no tensor's values: gigabytes stay unread.
+///
+/// # Errors
+/// As `load`.
+pub fn outline(reference: &str) -> Result<Outline, ModelError> {
+    let path = Path::new(reference);
+    if reference == app::recipe::STARTER {
+        let configs = starter::config_files()?.parse(path)?;
+        return Ok(Outline { configs, guess: None });
+    }
+    let found = open(path)?;
+    Ok(Outline {
+        configs: found.configs,
+        guess: found.guess,
+    })
+}
+
+fn open(path: &Path) -> Result<Found, ModelError> {
+    if path.is_dir() {
+        diffusers::open(path)
+    } else if path.is_file() {
+        single_file::open(path)
+    } else {
+        Err(ModelError::NotFound(path.into()))
+    }
+}
+
 /// The configurations of a diffusers folder, whose weights may not be there yet.
 ///
 /// # Errors
@@ -75,3 +106,6 @@ pub fn load_vae(reference: &str) -> Result<Vae, ModelError> {
 pub fn load_configs(folder: &Path) -> Result<Configs, ModelError> {
     diffusers::config_files(folder)?.parse(folder)
 }
+
+#[cfg(test)]
+mod tests;

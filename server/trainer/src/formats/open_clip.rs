@@ -1,12 +1,9 @@
 //! The text encoder of Stable Diffusion 2.x in a single file: OpenCLIP's names, with query, key and value in one tensor.
 
-use std::collections::{BTreeMap, BTreeSet};
+use candle_core::{DType, Tensor};
 
-use candle_core::Tensor;
-
-use super::architecture;
-use super::error::ModelError;
-use super::tensor_file::TensorFile;
+use super::architecture::Parameter;
+use super::found::Place;
 use super::weights::Tensors;
 use crate::models::config::TextEncoderConfig;
 
@@ -21,16 +18,9 @@ pub(super) fn is_open_clip(config: &TextEncoderConfig) -> bool {
     config.num_hidden_layers > 22
 }
 
-/// A tensor of transformers in OpenCLIP.
-struct Place {
-    /// Without prefix.
-    name: String,
-    /// Which third of it, for query, key and value.
-    third: Option<usize>,
-}
-
+/// Where OpenCLIP has a tensor of transformers, without prefix.
 fn place(path: &str) -> Option<Place> {
-    let whole = |name: String| Some(Place { name, third: None });
+    let whole = |name: String| Some(Place::whole(name));
     let rest = path.strip_prefix("text_model.")?;
     match rest {
         "embeddings.token_embedding.weight" => return whole("token_embedding.weight".into()),
@@ -58,39 +48,11 @@ fn place(path: &str) -> Option<Place> {
     whole(format!("{block}.{theirs}.{kind}"))
 }
 
-/// Reads the text encoder under transformers' names and takes what it used out of `names`.
-pub(super) fn read(
-    file: &TensorFile,
-    names: &mut BTreeMap<String, String>,
-    config: &TextEncoderConfig,
-) -> Result<Tensors, ModelError> {
-    let mut tensors = Tensors::new();
-    let mut used = BTreeSet::new();
-    for parameter in architecture::text_encoder(config) {
-        let wrong = |source| ModelError::Tensor {
-            path: file.path().into(),
-            tensor: parameter.path.clone(),
-            source: Box::new(source),
-        };
-        let Some(place) = place(&parameter.path) else { continue };
-        let name = format!("{PREFIX}{}", place.name);
-        let stored = file.read(&name)?;
-        used.insert(name);
-        let tensor = match place.third {
-            None => stored,
-            Some(third) => {
-                let rows = parameter.shape[0];
-                // A copy, so that the whole isn't kept for its third.
-                let part = stored
-                    .narrow(0, third * rows, rows)
-                    .and_then(|part| part.force_contiguous());
-                part.map_err(wrong)?
-            }
-        };
-        tensors.insert(parameter.path, tensor);
-    }
-    names.retain(|name, _| !used.contains(name));
-    Ok(tensors)
+/// Where a single file has a tensor of the text encoder.
+pub(super) fn place_of(parameter: &Parameter) -> Place {
+    let mut place = place(&parameter.path).unwrap_or_else(|| Place::whole(parameter.path.clone()));
+    place.name.insert_str(0, PREFIX);
+    place
 }
 
 /// Whether OpenCLIP has this and the network has not: besides the extras its last layer, because the model was
@@ -99,6 +61,21 @@ pub(super) fn is_extra(name: &str, config: &TextEncoderConfig) -> bool {
     let unused = format!("transformer.resblocks.{}.", config.num_hidden_layers);
     let rest = name.strip_prefix(PREFIX);
     rest.is_some_and(|rest| EXTRAS.contains(&rest) || rest.starts_with(&unused))
+}
+
+/// Row below row. A merged LoRA makes f32 of those that it adds to; the others follow.
+fn together(parts: &[&Tensor]) -> candle_core::Result<Tensor> {
+    let types = || parts.iter().map(|part| part.dtype());
+    let widest = match types().next() {
+        Some(first) if types().all(|dtype| dtype == first) => first,
+        _ if types().any(|dtype| dtype == DType::F64) => DType::F64,
+        _ => DType::F32,
+    };
+    let parts: Vec<Tensor> = parts
+        .iter()
+        .map(|part| part.to_dtype(widest))
+        .collect::<Result<_, _>>()?;
+    Tensor::cat(&parts, 0)
 }
 
 /// The text encoder under OpenCLIP's names, prefix included, in the order of its own.
@@ -113,7 +90,7 @@ pub(super) fn tensors(text_encoder: &Tensors) -> candle_core::Result<Vec<(String
             Some(0) => {
                 let thirds = PROJECTIONS.map(|projection| path.replace(PROJECTIONS[0], projection));
                 let thirds: Vec<&Tensor> = thirds.iter().filter_map(|path| text_encoder.get(path)).collect();
-                out.push((name, Tensor::cat(&thirds, 0)?));
+                out.push((name, together(&thirds)?));
             }
             Some(_) => {}
         }

@@ -9,8 +9,9 @@ use rayon::prelude::*;
 use super::architecture::{self, Parameter, TEXT_ENCODER_PREFIX, UNET_PREFIX, VAE_PREFIX};
 use super::configs::{ConfigFiles, Configs};
 use super::error::ModelError;
+use super::found::{Found, Network, Place, locate};
 use super::tensor_file::TensorFile;
-use super::weights::{ModelWeights, read_tensors};
+use super::weights::ModelWeights;
 use super::{atomic, open_clip, safetensors_out, starter, torch_out};
 use crate::bytes;
 use crate::models::config::PredictionType;
@@ -53,22 +54,26 @@ pub(super) struct Outgoing {
     pub tensor: Tensor,
 }
 
-/// Reads a single file.
-pub(super) fn load(path: &Path) -> Result<ModelWeights, ModelError> {
+/// Opens a single file.
+pub(super) fn open(path: &Path) -> Result<Found, ModelError> {
     let file = TensorFile::open(path)?;
     let mut names = original_names(&file);
-    let config_files = config_files(&file, &names)?;
+    let mut guess = None;
+    let config_files = config_files(&file, &names, &mut guess)?;
     let configs = config_files.parse(path)?;
-    let original = |parameter: &Parameter| parameter.original.clone();
-    let unet = read_tensors(&file, &mut names, &architecture::unet(&configs.unet), original)?;
-    let vae = read_tensors(&file, &mut names, &architecture::vae(&configs.vae), original)?;
-    let text_config = &configs.text_encoder;
-    let is_open_clip = names.keys().any(|name| name.starts_with(open_clip::PREFIX));
-    let text_encoder = if is_open_clip {
-        open_clip::read(&file, &mut names, text_config)?
-    } else {
-        read_tensors(&file, &mut names, &architecture::text_encoder(text_config), original)?
+    let original: fn(&Parameter) -> Place = |parameter| Place::whole(parameter.original.clone());
+    let mut find = |parameters, place_of: fn(&Parameter) -> Place| -> Result<Network, ModelError> {
+        let tensors = locate(&file, &mut names, parameters, place_of)?;
+        Ok(Network { file: 0, tensors })
     };
+    let text_config = &configs.text_encoder;
+    let is_open_clip = file.entries().keys().any(|name| name.starts_with(open_clip::PREFIX));
+    let text_place = if is_open_clip { open_clip::place_of } else { original };
+    let networks = [
+        find(architecture::unet(&configs.unet), original)?,
+        find(architecture::vae(&configs.vae), original)?,
+        find(architecture::text_encoder(text_config), text_place)?,
+    ];
 
     let prefixes = [UNET_PREFIX, VAE_PREFIX, TEXT_ENCODER_PREFIX, open_clip::PREFIX];
     let mut unknown = names.keys().filter(|name| {
@@ -82,15 +87,21 @@ pub(super) fn load(path: &Path) -> Result<ModelWeights, ModelError> {
             others: unknown.count(),
         });
     }
-    let networks = [unet, vae, text_encoder];
-    let tokenizer = if is_open_clip {
+    let tokenizer_files = if is_open_clip {
         TokenizerFiles::clip_padded_with("!")
     } else {
         TokenizerFiles::clip()
     };
-    let mut weights = ModelWeights::new(path, config_files, tokenizer, networks)?;
-    weights.ignored = names.len() + file.others;
-    Ok(weights)
+    Ok(Found {
+        path: path.into(),
+        config_files,
+        configs,
+        tokenizer_files,
+        networks,
+        ignored: names.len() + file.others,
+        files: vec![file],
+        guess,
+    })
 }
 
 /// Present names of the file's tensors, each with the name it has there.
@@ -118,7 +129,11 @@ fn original_names(file: &TensorFile) -> BTreeMap<String, String> {
 }
 
 /// A single file seldom says what it is: known by the shapes of a few tensors, or by what our own exports say.
-fn config_files(file: &TensorFile, names: &BTreeMap<String, String>) -> Result<ConfigFiles, ModelError> {
+fn config_files(
+    file: &TensorFile,
+    names: &BTreeMap<String, String>,
+    guess: &mut Option<String>,
+) -> Result<ConfigFiles, ModelError> {
     let path = file.path();
     let unsupported = |what: &str| {
         Err(ModelError::Unsupported {
@@ -162,6 +177,7 @@ fn config_files(file: &TensorFile, names: &BTreeMap<String, String>) -> Result<C
             true => PredictionType::Epsilon,
             false => PredictionType::VPrediction,
         };
+        *guess = Some(guess_in_words(path, prediction));
         return Configs::sd2(prediction).files().map_err(json);
     }
     // The starter's exports of before files said so, or without what they said.
@@ -181,6 +197,23 @@ fn config_files(file: &TensorFile, names: &BTreeMap<String, String>) -> Result<C
         return Ok(starter);
     }
     unsupported("its shapes are neither Stable Diffusion 1.x's nor the starter's")
+}
+
+fn guess_in_words(path: &Path, prediction: PredictionType) -> String {
+    let (guessed, other) = match prediction {
+        PredictionType::Epsilon => (
+            "noise (epsilon, the 512 px kind), because its name holds `base` or `512`",
+            "without these, if it predicts velocity",
+        ),
+        PredictionType::VPrediction => (
+            "velocity (v_prediction, the 768 px kind), because its name holds neither `base` nor `512`",
+            "with one of them, if it predicts noise",
+        ),
+    };
+    let path = path.display();
+    format!(
+        "{path}: a Stable Diffusion 2 file does not say what it predicts; taken for {guessed}. Give it a name {other}"
+    )
 }
 
 /// Writes a model as a single file: the same bytes for the same model, under a scratch name until it is whole, and

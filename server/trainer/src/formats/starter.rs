@@ -81,7 +81,7 @@ fn assemble(folder: &Path, configs: ConfigFiles, [unet, vae, text]: [Vec<u8>; 3]
         TensorFile::embedded(text_path, text)?,
     ];
     // Its vocabulary is CLIP's, which the executable has anyway.
-    diffusers::assemble(folder, configs, TokenizerFiles::clip(), &files)
+    diffusers::find(folder, configs, TokenizerFiles::clip(), files)?.read()
 }
 
 /// The text encoder's file with the token rows that are not stored put back.

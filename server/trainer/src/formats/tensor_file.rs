@@ -105,7 +105,20 @@ pub struct TensorFile {
 /// Largest header of a safetensors file, as its own library has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
+/// Whether a file of any name starts as safetensors do, with a sound length of the header and the header's brace. Torch's
+/// zip has `PK` there, its older format a pickle: lengths that no header has.
+fn looks_like_safetensors(file: &File) -> bool {
+    let mut start = [0; 9];
+    let Ok(()) = file.read_exact_at(&mut start, 0) else {
+        return false;
+    };
+    let [length @ .., brace] = start;
+    brace == b'{' && u64::from_le_bytes(length) <= MAX_HEADER_BYTES
+}
+
 impl TensorFile {
+    /// Its name or its first bytes say which container it is.
+    ///
     /// # Errors
     /// A file that can't be read, or is neither safetensors nor a torch file of weights alone.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
@@ -116,8 +129,8 @@ impl TensorFile {
                 source,
             },
         })?;
-        let is_safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
-        if is_safetensors {
+        let is_named = path.extension().is_some_and(|extension| extension == "safetensors");
+        if is_named || looks_like_safetensors(&file) {
             Self::safetensors(path.into(), Source::File(file))
         } else {
             torch_file::open(path.into(), file)

@@ -110,6 +110,16 @@ impl Pickler {
         number
     }
 
+    fn recall(&mut self, number: u32) {
+        match u8::try_from(number) {
+            Ok(short) => self.bytes.extend([b'h', short]),
+            Err(_) => {
+                self.bytes.push(b'j');
+                self.bytes.extend(number.to_le_bytes());
+            }
+        }
+    }
+
     fn text(&mut self, text: &str) {
         self.bytes.push(b'X');
         self.bytes.extend((text.len() as u32).to_le_bytes());
@@ -117,10 +127,10 @@ impl Pickler {
         self.remember();
     }
 
-    /// Says a constant, the second time by its number alone. The few there are come first, so one byte holds it.
+    /// Says a constant, the second time by its number alone.
     fn constant(&mut self, constant: &'static str, say: impl FnOnce(&mut Self)) {
         if let Some(&number) = self.constants.get(constant) {
-            self.bytes.extend([b'h', number as u8]);
+            self.recall(number);
             return;
         }
         say(self);
@@ -214,8 +224,56 @@ impl Pickler {
 mod tests {
     use std::io::Read;
 
+    use candle_core::{Device, Tensor};
+
     use super::*;
     use crate::formats::TensorFile;
+    use crate::formats::pickle::{self, Value};
+
+    #[test]
+    fn any_number_of_tensors_of_mixed_types_is_read_back() -> anyhow::Result<()> {
+        // A type that comes first among later tensors is remembered by a number that no byte holds.
+        let kinds = [(DType::F32, "FloatStorage"), (DType::F16, "HalfStorage")];
+        let one = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
+        for count in [1, 2, 1000, 1001, 1130] {
+            let kind = |i: usize| kinds[usize::from(i > count / 2)];
+            let outgoing = (0..count).map(|i| Outgoing {
+                name: format!("tensor.{i}"),
+                dtype: kind(i).0,
+                shape: vec![i + 1, 3],
+                tensor: one.clone(),
+            });
+            let written = pickle(&outgoing.collect::<Vec<_>>());
+            let read = pickle::read(&written).map_err(|e| anyhow::anyhow!("{count}: {e:?}"))?;
+            assert_eq!(read.length, written.len(), "{count}");
+            let Value::Dict(top) = read.root() else {
+                anyhow::bail!("{count}: no dictionary")
+            };
+            assert_eq!(read.text(top[0].0), Some("state_dict"), "{count}");
+            let Value::Dict(tensors) = read.get(top[0].1) else {
+                anyhow::bail!("{count}: no state dict")
+            };
+            assert_eq!(tensors.len(), count);
+            for (i, &(name, tensor)) in tensors.iter().enumerate() {
+                assert_eq!(read.text(name), Some(format!("tensor.{i}").as_str()));
+                let Value::Tensor(tensor) = read.get(tensor) else {
+                    anyhow::bail!("{count}: {i} is no tensor")
+                };
+                let storage = &tensor.storage;
+                assert_eq!(
+                    (storage.kind.as_str(), &storage.key),
+                    (kind(i).1, &i.to_string()),
+                    "{count}"
+                );
+                assert_eq!(
+                    (&tensor.shape, storage.count),
+                    (&vec![i + 1, 3], 3 * (i + 1)),
+                    "{count}"
+                );
+            }
+        }
+        Ok(())
+    }
 
     #[test]
     fn a_pickle_is_the_one_that_torch_writes_byte_for_byte() -> anyhow::Result<()> {

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
-use rayon::prelude::*;
+use candle_core::Tensor;
 
 use super::architecture::{self, Parameter};
 use super::configs::{ConfigFiles, Configs};
 use super::error::ModelError;
-use super::tensor_file::TensorFile;
 use crate::models::config::{SchedulerConfig, TextEncoderConfig, UNetConfig, VaeConfig};
 use crate::tokenizer::{Tokenizer, TokenizerFiles};
 
@@ -31,6 +29,8 @@ pub struct ModelWeights {
     pub config_files: ConfigFiles,
     /// Tensors and other things in the files that the networks have no use for, such as a training run's averages.
     pub ignored: usize,
+    /// What the files do not say and was guessed, in words.
+    pub guess: Option<String>,
 }
 
 /// A VAE alone, to be put in the place of a model's own.
@@ -83,6 +83,7 @@ impl ModelWeights {
             tokenizer_files,
             config_files,
             ignored: 0,
+            guess: None,
         };
         weights.check(path)?;
         Ok(weights)
@@ -172,66 +173,24 @@ impl ModelWeights {
     /// # Errors
     /// Files that are no tokenizer, or one with more tokens than the text encoder knows.
     pub fn tokenizer(&self, path: &Path) -> Result<Tokenizer, ModelError> {
-        let tokenizer = Tokenizer::from_files(&self.tokenizer_files).map_err(|source| ModelError::Tokenizer {
-            path: path.into(),
-            source,
-        })?;
-        let (tokens, rows) = (tokenizer.vocab_size(), self.text_encoder_config.vocab_size);
-        if tokens > rows {
-            let path = path.into();
-            return Err(ModelError::Vocabulary { path, tokens, rows });
-        }
-        Ok(tokenizer)
+        tokenizer(path, &self.tokenizer_files, &self.text_encoder_config)
     }
 }
 
-/// Reads the tensors of one network. `names` leads from what `name_of` says to the name in the file; what is read is
-/// taken out of it, so that what remains belongs to no parameter.
-pub(super) fn read_tensors(
-    file: &TensorFile,
-    names: &mut BTreeMap<String, String>,
-    parameters: &[Parameter],
-    name_of: impl Fn(&Parameter) -> String,
-) -> Result<Tensors, ModelError> {
-    let mut missing = parameters.iter().map(&name_of).filter(|name| !names.contains_key(name));
-    if let Some(first) = missing.next() {
-        return Err(ModelError::Missing {
-            path: file.path().into(),
-            tensor: first,
-            others: missing.count(),
-        });
+/// The tokenizer of these files, with ids that the text encoder has rows for.
+pub(super) fn tokenizer(
+    path: &Path,
+    files: &TokenizerFiles,
+    config: &TextEncoderConfig,
+) -> Result<Tokenizer, ModelError> {
+    let tokenizer = Tokenizer::from_files(files).map_err(|source| ModelError::Tokenizer {
+        path: path.into(),
+        source,
+    })?;
+    let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
+    if tokens > rows {
+        let path = path.into();
+        return Err(ModelError::Vocabulary { path, tokens, rows });
     }
-    let mut wanted = Vec::with_capacity(parameters.len());
-    for parameter in parameters {
-        wanted.extend(names.remove(&name_of(parameter)).map(|stored| (parameter, stored)));
-    }
-    // All at once: one core alone copies no faster than a disk reads.
-    let read = |(parameter, stored): (&Parameter, String)| {
-        let entry = &file.entries()[&stored];
-        // Old files have the VAE's attention as linear layers or as 1x1 convolutions, whatever their layout.
-        let either = parameter.is_conv_in_original && entry.shape == parameter.original_shape();
-        if entry.shape != parameter.shape && !either {
-            return Err(ModelError::Shape {
-                path: file.path().into(),
-                tensor: stored,
-                got: entry.shape.clone(),
-                expected: parameter.shape.clone(),
-            });
-        }
-        if !matches!(entry.dtype, DType::F16 | DType::BF16 | DType::F32 | DType::F64) {
-            return Err(ModelError::DType {
-                path: file.path().into(),
-                tensor: stored,
-                got: entry.dtype.as_str().into(),
-            });
-        }
-        let wrong = |source| ModelError::Tensor {
-            path: file.path().into(),
-            tensor: stored.clone(),
-            source: Box::new(source),
-        };
-        let tensor = file.read(&stored)?.reshape(parameter.shape.as_slice()).map_err(wrong)?;
-        Ok((parameter.path.clone(), tensor))
-    };
-    wanted.into_par_iter().map(read).collect()
+    Ok(tokenizer)
 }

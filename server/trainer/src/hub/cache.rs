@@ -44,7 +44,11 @@ pub fn link(folder: &Path, file: &RemoteFile) -> Result<(), HubError> {
         }
         // From the file's folder up to the repository's: snapshots, commit, and what is in its name.
         let up = "../".repeat(2 + file.name.matches('/').count());
-        std::os::unix::fs::symlink(format!("{up}blobs/{}", file.blob), &path)
+        match std::os::unix::fs::symlink(format!("{up}blobs/{}", file.blob), &path) {
+            // Another process has just made the same.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        }
     };
     linked().map_err(|source| HubError::Disk {
         path: path.clone(),

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -38,13 +39,8 @@ pub fn file(client: &Client, listing: &Listing, file: &RemoteFile, came: &mut Ca
         std::fs::create_dir_all(parent).map_err(disk)?;
     }
     let folder = cache::snapshot(client, listing);
-    let mut out = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(scratch)
-        .map_err(disk)?;
     // Two that want the same file: the second waits, and finds it.
-    flock(&out, FlockOperation::LockExclusive).map_err(|errno| disk(errno.into()))?;
+    let mut out = locked(scratch).map_err(disk)?;
     let is_whole = std::fs::metadata(&blob).is_ok_and(|found| found.len() == file.bytes);
     if is_whole {
         std::fs::remove_file(scratch).map_err(disk)?;
@@ -62,6 +58,22 @@ pub fn file(client: &Client, listing: &Listing, file: &RemoteFile, came: &mut Ca
     })?;
     std::fs::rename(scratch, &blob).map_err(disk)?;
     cache::link(&folder, file)
+}
+
+/// Opens `scratch` for this process alone, to write at its end.
+fn locked(scratch: &Path) -> io::Result<File> {
+    loop {
+        let file = OpenOptions::new().create(true).append(true).open(scratch)?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        // Whoever had it before has given it the blob's name, or thrown it away: then it is no longer the scratch file.
+        let of_file = file.metadata()?;
+        match std::fs::metadata(scratch) {
+            Ok(named) if (named.dev(), named.ino()) == (of_file.dev(), of_file.ino()) => return Ok(file),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn stopped_if(answer: ControlFlow<()>) -> Result<(), HubError> {

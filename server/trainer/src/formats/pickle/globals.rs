@@ -34,6 +34,35 @@ pub(super) const STORAGES: [&str; 9] = [
     "BoolStorage",
 ];
 
+/// What Python's `pickletools` calls an opcode that no file of weights has.
+pub(super) fn opcode_name(opcode: u8) -> &'static str {
+    match opcode {
+        b'1' => "POP_MARK",
+        b'2' => "DUP",
+        b'F' => "FLOAT",
+        b'I' => "INT",
+        b'L' => "LONG",
+        b'P' => "PERSID",
+        b'S' => "STRING",
+        b'V' => "UNICODE",
+        b'g' => "GET",
+        b'i' => "INST",
+        b'o' => "OBJ",
+        b'p' => "PUT",
+        0x82 => "EXT1",
+        0x83 => "EXT2",
+        0x84 => "EXT4",
+        0x8b => "LONG4",
+        0x8e => "BINBYTES8",
+        0x91 => "FROZENSET",
+        0x92 => "NEWOBJ_EX",
+        0x96 => "BYTEARRAY8",
+        0x97 => "NEXT_BUFFER",
+        0x98 => "READONLY_BUFFER",
+        _ => "without a name",
+    }
+}
+
 /// Whether a pickle may name it.
 pub(super) fn is_known(global: &str) -> bool {
     let is_storage = global

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::globals::{INERT, ORDERED_DICT, REBUILD_PARAMETER, REBUILD_TENSOR, STORAGES, is_known};
+use super::globals::{INERT, ORDERED_DICT, REBUILD_PARAMETER, REBUILD_TENSOR, STORAGES, is_known, opcode_name};
 use super::{Id, Pickle, PickleError, Storage, TensorRef, Value};
 
 /// A pickle that is being read.
@@ -91,7 +91,10 @@ impl<'a> Machine<'a> {
                 // BUILD would set attributes; only an OrderedDict's `_metadata` comes this way, which says nothing.
                 self.pop()?;
             }
-            other => return Err(PickleError::Refused(format!("pickle opcode 0x{other:02x}"))),
+            other => {
+                let name = opcode_name(other);
+                return Err(PickleError::Refused(format!("pickle opcode {name} (0x{other:02x})")));
+            }
         }
         Ok(false)
     }
@@ -283,8 +286,11 @@ impl<'a> Machine<'a> {
             ORDERED_DICT => Value::Dict(Vec::new()),
             REBUILD_TENSOR => Value::Tensor(self.tensor(arguments)?),
             REBUILD_PARAMETER => {
-                let data = arguments.first().map(|&id| self.values[id].clone());
-                data.ok_or_else(|| PickleError::Unsound("a parameter without a tensor".into()))?
+                // Nothing else is copied: a copy of a copy could ask for any amount of memory.
+                match arguments.first().map(|&id| &self.values[id]) {
+                    Some(Value::Tensor(tensor)) => Value::Tensor(tensor.clone()),
+                    _ => return Err(PickleError::Unsound("a parameter without a tensor".into())),
+                }
             }
             "torch.Size" => Value::Opaque,
             callee if INERT.contains(&callee) => Value::Opaque,

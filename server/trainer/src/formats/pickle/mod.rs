@@ -111,11 +111,21 @@ mod tests {
         let evil = b"(iposix\nsystem\n.";
         assert_eq!(
             read(evil).err(),
-            Some(PickleError::Refused("pickle opcode 0x69".into()))
+            Some(PickleError::Refused("pickle opcode INST (0x69)".into()))
         );
         // A storage is a name, not something to call.
         let odd = b"\x80\x02ctorch\nHalfStorage\n)R.";
         assert!(matches!(read(odd).err(), Some(PickleError::Refused(_))));
+    }
+
+    #[test]
+    fn a_parameter_is_a_tensor_and_nothing_else() {
+        let parameter = b"\x80\x02ctorch._utils\n_rebuild_parameter\n(Nt";
+        let of_nothing = [&parameter[..], b"R."].concat();
+        assert!(matches!(read(&of_nothing).err(), Some(PickleError::Unsound(_))));
+        // A list that is copied over and over would fill the memory.
+        let of_a_list = b"\x80\x02ctorch._utils\n_rebuild_parameter\n]\x85R.";
+        assert!(matches!(read(of_a_list).err(), Some(PickleError::Unsound(_))));
     }
 
     #[test]
