@@ -10,4 +10,7 @@ mod memory;
 mod misuse;
 mod photos;
 mod results;
-mod world;
+mod subjects;
+mod vae;
+mod wiring;
+pub mod world;

@@ -311,6 +311,7 @@ fn a_run_stopped_and_killed_anywhere_ends_with_the_same_bits() {
     // Drawn from a fixed seed, so that a failure can be repeated.
     let drawn = Noise::new(20_261_126).uniform(Purpose::Shuffle, 0, 6);
     let mut places = drawn.iter().map(|u| 1 + (u * f64::from(STEPS - 2)) as u32);
+    let mut stopped = 0;
     for round in 0..3 {
         let (stop, kill) = (places.next().unwrap(), places.next().unwrap());
         println!("round {round}: stopped after step {stop} or soon after, killed in step {kill} or later");
@@ -321,6 +322,7 @@ fn a_run_stopped_and_killed_anywhere_ends_with_the_same_bits() {
         let (status, _) = trainer.finish();
         // It may have been over before the file was seen.
         if status.code() == Some(130) {
+            stopped += 1;
             std::fs::remove_file(cut.path("stop")).unwrap();
             let mut trainer = cut.start();
             while let Some(event) = trainer.next() {
@@ -346,6 +348,7 @@ fn a_run_stopped_and_killed_anywhere_ends_with_the_same_bits() {
             sha256(&cut.path(&format!("samples/{STEPS}/1.png")))
         );
     }
+    assert!(stopped > 0, "no stop came in time");
 }
 
 #[test]

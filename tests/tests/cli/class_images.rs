@@ -1,14 +1,22 @@
 //! Class images: drawn once, whatever is cut off; of use, each of them; and found again by the next run.
 
 use std::ffi::OsStr;
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use app::event::EventKind;
 use app::recipe::RecipeDraft;
 use image::RgbImage;
+use trainer::device::Device;
+use trainer::dreambooth::learner::Learner;
+use trainer::noise::{Noise, Purpose};
+use trainer::pipeline::SampleRequest;
+use trainer::schedulers::SamplerKind;
 
-use super::world::{World, names, stripes};
+use super::world::{World, names, stripes, tiny_model};
 use crate::job::{Job, recipe};
 
 /// One step on nine class images, drawn by twos, slowly enough to be killed between them.
@@ -140,6 +148,76 @@ fn guidance_of_class_images_is_their_own() {
         }
     };
     assert!(usual != with(own), "as strict as before");
+}
+
+/// They are what `sample` draws with the class's prompt and nothing that a recipe could change but steps and guidance.
+#[test]
+fn a_class_image_is_a_plain_drawing_of_its_prompt() {
+    let mut recipe = nine();
+    // What is the samples' alone.
+    recipe.samples.save_sample_negative_prompt = "cat".into();
+    recipe.samples.save_guidance_scale = 2.0;
+    recipe.samples.save_infer_steps = 3;
+    recipe.sample_batch_size = 1;
+    let prior = recipe.prior.as_mut().unwrap();
+    prior.num_class_images = 1;
+    assert_eq!(prior.class_guidance_scale, 7.5, "as in the script's code");
+    let job = Job::new(&recipe);
+    assert!(job.run().0.success());
+    let request = SampleRequest {
+        prompt: recipe.concepts[0].class_prompt.clone().unwrap(),
+        negative_prompt: String::new(),
+        guidance_scale: 7.5,
+        num_inference_steps: 3,
+        sampler: SamplerKind::Ddim,
+        karras: false,
+        width_px: 64,
+        height_px: 64,
+        clip_skip: 1,
+    };
+    let drawn = Noise::new(recipe.seed).uniform(Purpose::Sampling, 0, 1)[0];
+    let seed = (drawn * f64::from(u32::MAX)) as u64;
+    let model = trainer::formats::load(&tiny_model().to_string_lossy()).unwrap();
+    let mut learner = Learner::for_drawing(model, &Device::Cpu).unwrap();
+    let mut go_on = |_done: usize, _of: usize| ControlFlow::Continue(());
+    let pictures = learner.pipeline().draw(&request, &[seed], &mut go_on).unwrap().unwrap();
+    let image = image::open(job.path("class-images/0/class-0000.png")).unwrap();
+    assert!(image.to_rgb8() == pictures[0].rgb);
+}
+
+/// On the command line they have the script's names, which are not known before an image is drawn.
+#[test]
+fn a_killed_command_draws_the_missing_ones_under_the_scripts_names() {
+    let world = World::with_photos(1);
+    let line = |output: &str| {
+        World::train_line(&format!(
+            "--instance_prompt zwx --instance_data_dir photos --output_dir {output} --with_prior_preservation \
+             --class_prompt \"photo of a dog\" --class_data_dir {output}-class --num_class_images 5 \
+             --sample_batch_size 2 --save_infer_steps 24"
+        ))
+    };
+    let images = |output: &str| -> Vec<(String, Vec<u8>)> {
+        let folder = world.path(format!("{output}-class"));
+        let there = if folder.is_dir() { names(&folder) } else { Vec::new() };
+        let images = there.into_iter().filter(|name| name.ends_with(".jpg"));
+        images
+            .map(|name| (name.clone(), std::fs::read(folder.join(name)).unwrap()))
+            .collect()
+    };
+    world.run(&line("whole")).ok();
+    let mut child = world.command(&line("cut")).stderr(Stdio::null()).spawn().unwrap();
+    while images("cut").is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended without an image");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let there = images("cut").len();
+    assert!((1..5).contains(&there), "{there}");
+    world.run(&line("cut")).ok();
+    assert_eq!(images("whole").len(), 5);
+    assert!(images("cut") == images("whole"), "the same images under the same names");
+    assert!(world.output("cut").unet(1) == world.output("whole").unet(1));
 }
 
 /// Which file on the disk each name means.

@@ -1,6 +1,6 @@
 //! `sample`: what its flags do to a picture, and the words that found no room.
 
-use super::world::{Ran, World, tiny_model, words};
+use super::world::{Ran, World, json, names, tiny_model, words};
 
 /// What is drawn unless `flags` say otherwise.
 const USUAL: &str = "--prompt dog --steps 3 --num_samples 1 --seed 5 --width 64 --height 64";
@@ -72,6 +72,41 @@ fn images_count_on_from_the_first_ones_seed() {
     let (row, alone) = (levels("three/2.png"), levels("third/0.png"));
     let apart = row.iter().zip(alone.iter()).map(|(a, b)| a.abs_diff(*b)).max();
     assert!(apart.unwrap() <= 1, "{apart:?}");
+}
+
+#[test]
+fn what_is_not_asked_for_is_as_the_help_says() {
+    let world = World::new();
+    let model = tiny_model();
+    let line = format!("sample --device cpu --model \"{}\" --prompt dog", model.display());
+    let small = "--width 64 --height 64";
+    world.run(&format!("{line} --out usual {small}")).ok();
+    let said = "--scheduler ddim --steps 24 --guidance_scale 7.5 --num_samples 4 --seed 1337 --clip_skip 1";
+    let named = world
+        .run(&format!("{line} --out named {small} {said} --negative_prompt \"\""))
+        .ok();
+    let files = ["0.png", "1.png", "2.png", "3.png"];
+    assert_eq!(names(&world.path("usual")), files);
+    let told: Vec<&str> = named.stdout.lines().collect();
+    assert_eq!(told, files.map(|file| format!("named/{file}")));
+    for file in files {
+        let read = |folder: &str| std::fs::read(world.path(folder).join(file)).unwrap();
+        assert!(read("usual") == read("named"), "{file}");
+    }
+    // The folder is `samples`, and the size the model's own.
+    world.run(&format!("{line} --steps 1 --num_samples 1")).ok();
+    let own = json(&model.join("unet/config.json"))["sample_size"].as_u64().unwrap() as u32 * 8;
+    let picture = image::open(world.path("samples/0.png")).unwrap();
+    assert_eq!((picture.width(), picture.height()), (own, own));
+}
+
+#[test]
+fn a_size_that_latents_do_not_have_is_wrong_use() {
+    let world = World::new();
+    for (flag, words) in [("--height 63", "--height"), ("--width 100", "--width")] {
+        draw(&world, "drawn", flag).ends(2, &[words, "multiple of 8"]);
+    }
+    assert!(!world.path("drawn").exists());
 }
 
 #[test]

@@ -2,17 +2,9 @@
 
 use app::event::EventKind;
 
-use super::world::{Output, World, stripes};
+use super::world::{Output, World};
 
 const SAMPLES: &str = "--save_sample_prompt zwx --n_save_sample 1 --save_infer_steps 1";
-
-fn world() -> World {
-    let world = World::new();
-    for number in 0..12 {
-        world.picture(&format!("photos/{number}.png"), stripes(number, 64, 64));
-    }
-    world
-}
 
 /// Which photo is held out, and in how many rounds it was measured.
 fn held_out(output: &Output) -> (Option<String>, usize) {
@@ -29,7 +21,7 @@ fn held_out(output: &Output) -> (Option<String>, usize) {
 
 #[test]
 fn no_photo_is_held_out_unless_it_is_asked_for() {
-    let world = world();
+    let world = World::with_photos(12);
     let without = world.train_on("photos", "without", SAMPLES);
     assert_eq!((without.pictures(), held_out(&without)), ((12, 0), (None, 0)));
     let with = world.train_on("photos", "with", &format!("{SAMPLES} --holdout_photo"));
@@ -43,7 +35,7 @@ fn no_photo_is_held_out_unless_it_is_asked_for() {
 
 #[test]
 fn where_none_can_be_held_out_that_is_told() {
-    let world = world();
+    let world = World::with_photos(12);
     let told = |output: &str, flags: &str| {
         let output = world.train_on("photos", output, &format!("--holdout_photo {flags}"));
         assert_eq!((output.pictures(), held_out(&output)), ((12, 0), (None, 0)), "{flags}");

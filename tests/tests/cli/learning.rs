@@ -1,14 +1,6 @@
 //! What flags of training do to what is learned.
 
-use super::world::{Output, World, stripes};
-
-fn world() -> World {
-    let world = World::new();
-    for number in 0..3 {
-        world.picture(&format!("photos/{number}.png"), stripes(number, 64, 64));
-    }
-    world
-}
+use super::world::{Output, World};
 
 fn text_encoder(output: &Output, step: u32) -> Vec<u8> {
     output.file(&format!("{step}/text_encoder/model.safetensors"))
@@ -16,7 +8,7 @@ fn text_encoder(output: &Output, step: u32) -> Vec<u8> {
 
 #[test]
 fn the_text_encoder_has_a_rate_of_its_own_and_stops_where_it_is_told_to() {
-    let world = world();
+    let world = World::with_photos(3);
     let flags = "--train_text_encoder --max_train_steps 3 --save_interval 1 --adam_weight_decay 0";
     let still = world.train_on("photos", "still", &format!("{flags} --text_encoder_learning_rate 0"));
     assert!(text_encoder(&still, 1) == text_encoder(&still, 3), "its rate is 0");
@@ -32,7 +24,7 @@ fn the_text_encoder_has_a_rate_of_its_own_and_stops_where_it_is_told_to() {
 
 #[test]
 fn averages_are_what_is_left_and_change_nothing_of_the_training() {
-    let world = world();
+    let world = World::with_photos(3);
     let train = |output: &str, flags: &str| world.train_on("photos", output, &format!("--max_train_steps 4 {flags}"));
     let plain = train("plain", "");
     let slowly = train("slowly", "--use_ema --ema_decay 0.9");
@@ -42,7 +34,7 @@ fn averages_are_what_is_left_and_change_nothing_of_the_training() {
 
 #[test]
 fn checkpointing_gradients_changes_no_bit() {
-    let world = world();
+    let world = World::with_photos(3);
     let train = |output: &str, flags: &str| {
         world.train_on(
             "photos",
@@ -57,7 +49,7 @@ fn checkpointing_gradients_changes_no_bit() {
 
 #[test]
 fn moments_of_8_bits_learn_nearly_the_same() {
-    let world = world();
+    let world = World::with_photos(3);
     let losses = |output: &str, flags: &str| {
         let flags = format!("--max_train_steps 8 --learning_rate 1e-4 {flags}");
         world.train_on("photos", output, &flags).losses()
@@ -73,7 +65,7 @@ fn moments_of_8_bits_learn_nearly_the_same() {
 
 #[test]
 fn lines_about_the_progress_come_every_so_many_steps() {
-    let world = world();
+    let world = World::with_photos(3);
     let line = "--instance_prompt zwx --instance_data_dir photos --output_dir out --max_train_steps 7 --log_interval 3";
     let told = world.train(line).ok().stderr;
     let steps: Vec<&str> = told
@@ -85,7 +77,7 @@ fn lines_about_the_progress_come_every_so_many_steps() {
 
 #[test]
 fn stable_diffusion_2_is_trained_converted_and_drawn_with() {
-    let world = world();
+    let world = World::with_photos(3);
     let model = crate::golden::dir_of("tiny-sd21");
     let flags = format!(
         "--pretrained_model_name_or_path \"{}\" --train_text_encoder --max_train_steps 2 --save_sample_prompt zwx \

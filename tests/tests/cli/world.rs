@@ -41,6 +41,15 @@ impl World {
         }
     }
 
+    /// With so many small photos in `photos`.
+    pub fn with_photos(count: u32) -> Self {
+        let world = Self::new();
+        for number in 0..count {
+            world.picture(&format!("photos/{number}.png"), stripes(number, 64, 64));
+        }
+        world
+    }
+
     pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
         self.folder.path().join(below)
     }
@@ -110,6 +119,16 @@ pub struct Output {
     path: PathBuf,
 }
 
+/// What is told of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Told {
+    pub loss: f32,
+    pub instance_loss: f32,
+    pub prior_loss: Option<f32>,
+    pub learning_rate: f64,
+    pub grad_norm: Option<f32>,
+}
+
 impl Output {
     pub fn events(&self) -> Vec<EventKind> {
         let log = std::fs::read_to_string(self.path.join(".likeness/events.jsonl")).unwrap();
@@ -125,13 +144,35 @@ impl Output {
         warnings.collect()
     }
 
-    /// Loss of each step.
-    pub fn losses(&self) -> BTreeMap<u32, f32> {
-        let losses = self.events().into_iter().filter_map(|event| match event {
-            EventKind::Step { step, loss, .. } => Some((step, loss)),
+    pub fn steps(&self) -> BTreeMap<u32, Told> {
+        let steps = self.events().into_iter().filter_map(|event| match event {
+            EventKind::Step {
+                step,
+                loss,
+                instance_loss,
+                prior_loss,
+                learning_rate,
+                grad_norm,
+                ..
+            } => Some((
+                step,
+                Told {
+                    loss,
+                    instance_loss,
+                    prior_loss,
+                    learning_rate,
+                    grad_norm,
+                },
+            )),
             _ => None,
         });
-        losses.collect()
+        steps.collect()
+    }
+
+    /// Loss of each step.
+    pub fn losses(&self) -> BTreeMap<u32, f32> {
+        let steps = self.steps().into_iter();
+        steps.map(|(step, told)| (step, told.loss)).collect()
     }
 
     /// Photos and class images that are trained on.
@@ -164,6 +205,25 @@ impl Output {
 
 pub fn tiny_model() -> PathBuf {
     crate::golden::dir().join("tiny-sd")
+}
+
+/// The small reference model with one tensor of one of its files halved.
+pub fn model_with_halved(at: &Path, file: &str, tensor: &str) {
+    let from = tiny_model();
+    for below in ["", "unet", "vae", "text_encoder", "tokenizer", "scheduler"] {
+        std::fs::create_dir_all(at.join(below)).unwrap();
+        for name in names(&from.join(below)) {
+            let path = from.join(below).join(&name);
+            if path.is_file() {
+                std::fs::copy(path, at.join(below).join(name)).unwrap();
+            }
+        }
+    }
+    let path = at.join(file);
+    let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    let value = tensors.get_mut(tensor).unwrap();
+    *value = (&*value * 0.5).unwrap();
+    candle_core::safetensors::save(&tensors, &path).unwrap();
 }
 
 /// Names in a folder, sorted.

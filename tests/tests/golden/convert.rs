@@ -13,6 +13,8 @@ use trainer::formats::{
     self, Configs, Container, Lora, LowRank, ModelError, ModelWeights, TensorFile, Width, architecture,
 };
 
+use super::support::Table;
+
 fn tiny() -> anyhow::Result<ModelWeights> {
     Ok(formats::load(&super::dir().join("tiny-sd").to_string_lossy())?)
 }
@@ -52,6 +54,10 @@ fn every_tensor_of_sd15_has_its_names_and_shape() -> anyhow::Result<()> {
     type Row = (String, Vec<usize>, String, String, u8, Option<String>);
     let rows: Vec<Row> = serde_json::from_value(table["rows"].clone())?;
     assert_eq!(rows.len(), 1130);
+    for network in ["unet", "vae", "text_encoder"] {
+        let count = rows.iter().filter(|row| row.2 == network).count();
+        assert_eq!(table["counts"][network], count, "{network}");
+    }
     let sd1 = Configs::sd1();
     let networks = BTreeMap::from([
         ("unet", architecture::unet(&sd1.unet)),
@@ -83,9 +89,16 @@ fn a_half_export_is_the_converters_file() -> anyhow::Result<()> {
         got.keys().collect::<BTreeSet<_>>(),
         wanted.keys().collect::<BTreeSet<_>>()
     );
+    let mut table = Table::new("single file");
     for (name, wanted) in &wanted {
-        same_tensor(name, &got[name], wanted)?;
+        assert_eq!(
+            (got[name].dims(), got[name].dtype()),
+            (wanted.dims(), wanted.dtype()),
+            "{name}"
+        );
+        table.equal(name, &bits(&got[name])?, &bits(wanted)?);
     }
+    table.finish();
     // The numbers lie in the same order, too.
     let data = |path: &Path| -> anyhow::Result<Vec<u8>> {
         let bytes = std::fs::read(path)?;
@@ -148,6 +161,18 @@ fn a_ckpt_is_laid_out_as_torch_lays_it_out() -> anyhow::Result<()> {
     let file = TensorFile::open(&path)?;
     assert_eq!(file.entries().len(), order.len());
     let pickle = content("archive/data.pkl");
+    let torchs = &structure["files"]["f16-half.ckpt"];
+    assert_eq!(torchs["version"], "3");
+    assert_eq!(torchs["tensor_count"], order.len());
+    assert_eq!(
+        pickle[..2],
+        [0x80, torchs["pickle_protocol"].as_u64().unwrap() as u8],
+        "PROTO"
+    );
+    assert_eq!(globals(pickle), strings(&torchs["globals"]));
+    // Two dictionaries, one in the other.
+    assert_eq!(strings(&torchs["top_level"]["keys"]), ["state_dict"]);
+    assert!(pickle.windows(10).any(|window| window == b"state_dict"));
     let mut at = 0;
     for (key, (name, dtype, shape)) in order.iter().enumerate() {
         assert_eq!(dtype, "torch.float16");
@@ -175,6 +200,33 @@ fn another_reader_of_torch_files_reads_our_ckpt() -> anyhow::Result<()> {
         same_tensor(&name, &tensor, &wanted[&name])?;
     }
     Ok(())
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    serde_json::from_value(list.clone()).unwrap()
+}
+
+/// What a pickle asks its reader for, by the opcode `c`: two lines, module and name. Sorted.
+fn globals(pickle: &[u8]) -> Vec<String> {
+    let is_name = |line: &[u8]| !line.is_empty() && line.iter().all(|b| b.is_ascii_alphanumeric() || b"._".contains(b));
+    let mut found = BTreeSet::new();
+    let mut rest = pickle;
+    while let Some(at) = rest.iter().position(|byte| *byte == b'c') {
+        rest = &rest[at + 1..];
+        let mut lines = rest.splitn(3, |byte| *byte == b'\n');
+        if let (Some(module), Some(name), Some(after)) = (lines.next(), lines.next(), lines.next())
+            && is_name(module)
+            && is_name(name)
+        {
+            found.insert(format!(
+                "{}.{}",
+                String::from_utf8_lossy(module),
+                String::from_utf8_lossy(name)
+            ));
+            rest = after;
+        }
+    }
+    found.into_iter().collect()
 }
 
 struct Member {
@@ -216,6 +268,11 @@ fn torchs_own_files_are_read_whole() -> anyhow::Result<()> {
         ("sample.legacy-format.ckpt", DType::F32),
     ] {
         let file = TensorFile::open(&golden(name))?;
+        // Beside `state_dict` this one has a number, which is no tensor.
+        let bytes = std::fs::read(golden(name))?;
+        let has_step = bytes.windows(11).any(|window| window == b"global_step");
+        assert_eq!(has_step, name == "sample.f32.ckpt");
+        assert!(file.entries().keys().all(|key| !key.contains("global_step")));
         assert!(file.entries().len() > 10, "{name}: {}", file.entries().len());
         for key in file.entries().keys() {
             let got = file.read(key)?;

@@ -6,7 +6,10 @@ use app::recipe::{LrScheduler, RecipeDraft};
 use serde::Deserialize;
 use trainer::lr::LrSchedule;
 
+use super::support::{Table, json, worse};
+
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct File {
     base_lr: f64,
     num_warmup_steps: u32,
@@ -15,6 +18,7 @@ struct File {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Schedule {
     arguments: Arguments,
     lr: Vec<f64>,
@@ -22,6 +26,7 @@ struct Schedule {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Arguments {
     num_cycles: Option<u32>,
     power: Option<f64>,
@@ -29,8 +34,9 @@ struct Arguments {
 
 #[test]
 fn learning_rates_are_those_of_diffusers() -> anyhow::Result<()> {
-    let file: File = serde_json::from_slice(&std::fs::read(super::dir().join("lr_schedules.json"))?)?;
+    let file: File = json("lr_schedules.json");
     assert!(file.schedules.len() >= 6);
+    let mut table = Table::new("learning rates");
     for (name, golden) in &file.schedules {
         let kind = match name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_') {
             "polynomial_power" => LrScheduler::Polynomial,
@@ -47,16 +53,14 @@ fn learning_rates_are_those_of_diffusers() -> anyhow::Result<()> {
         });
         assert_eq!(golden.lr.len() as u32, file.num_training_steps);
         let all = golden.lr.iter().chain([&golden.lr_after_the_last_step]);
-        for (update, &wanted) in all.enumerate() {
-            let got = schedule.at(update as u64);
-            // Below the smallest rate that matters, sums of cosines leave rounding only.
-            let apart = (got - wanted).abs();
-            assert!(
-                apart <= 1e-12 * wanted.abs().max(file.base_lr * 1e-3),
-                "{name} update {update}: {got} is not {wanted}"
-            );
-        }
+        // Below the smallest rate that matters, sums of cosines leave rounding only.
+        let least = file.base_lr * 1e-3;
+        let apart = all
+            .enumerate()
+            .map(|(update, wanted)| (schedule.at(update as u64) - wanted).abs() / wanted.abs().max(least));
+        table.check(name, apart.fold(0.0, worse), 1e-12);
     }
+    table.finish();
     Ok(())
 }
 

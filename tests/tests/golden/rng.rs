@@ -1,10 +1,19 @@
 //! First latents against torch's CPU generator.
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use trainer::noise::TorchGenerator;
 
+use super::support::{Table, json, relative, worse};
+
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct File {
+    /// Who made it, and how.
+    #[serde(rename = "torch")]
+    _torch: IgnoredAny,
+    #[serde(rename = "note")]
+    _note: IgnoredAny,
     rows: Vec<Row>,
 }
 
@@ -20,6 +29,7 @@ enum Row {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Normals {
     seed: u64,
     shape: Vec<usize>,
@@ -33,21 +43,24 @@ struct Normals {
 
 #[test]
 fn a_seed_gives_the_noise_that_torch_gives() -> anyhow::Result<()> {
-    let file: File = serde_json::from_slice(&std::fs::read(super::dir().join("rng/torch_cpu.json"))?)?;
-    assert!(!file.rows.is_empty());
+    let file: File = json("rng/torch_cpu.json");
+    let mut table = Table::new("torch's generator");
     for row in file.rows {
         let row = match row {
             Row::Normals(row) => row,
             Row::Integers { seed, op, values } => {
                 let mut generator = TorchGenerator::new(seed);
+                let item = format!("seed {seed} {op}");
                 if op == "randperm(12)" {
                     let wanted: Vec<usize> = serde_json::from_value(values)?;
-                    assert_eq!(generator.permutation(12), wanted, "seed {seed} {op}");
+                    table.equal(item, &generator.permutation(12), &wanted);
                 } else {
                     let wanted: Vec<Vec<u32>> = serde_json::from_value(values)?;
-                    for wanted in wanted {
-                        assert_eq!(generator.integers(1000, wanted.len()), wanted, "seed {seed} {op}");
-                    }
+                    let got: Vec<Vec<u32>> = wanted
+                        .iter()
+                        .map(|wanted| generator.integers(1000, wanted.len()))
+                        .collect();
+                    table.equal(item, &got, &wanted);
                 }
                 continue;
             }
@@ -56,24 +69,28 @@ fn a_seed_gives_the_noise_that_torch_gives() -> anyhow::Result<()> {
         let mut generator = TorchGenerator::new(row.seed);
         let count: usize = row.shape.iter().product();
         let values = generator.normals(count);
-        near(&name, &values[..row.first.len()], &row.first);
-        near(&name, &values[count - row.last.len()..], &row.last);
+        let mut near = |what: &str, got: &[f32], wanted: &[f32]| {
+            assert_eq!(got.len(), wanted.len(), "{name}");
+            let apart = got
+                .iter()
+                .zip(wanted)
+                .map(|(got, wanted)| f64::from((got - wanted).abs()));
+            table.check(format!("{name} {what}"), apart.fold(0.0, worse), 1e-6);
+        };
+        near("first", &values[..row.first.len()], &row.first);
+        near("last", &values[count - row.last.len()..], &row.last);
+        near("three more", &generator.normals(3), &row.then_randn3);
         let sum: f64 = values.iter().map(|&v| f64::from(v)).sum();
         let sumsq: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum();
         // Every value may be 1e-7 off, in either direction.
-        assert!((sum - row.sum).abs() <= 1e-7 * count as f64 + 1e-6, "{name}: sum {sum}");
-        assert!((sumsq - row.sumsq).abs() <= 1e-6 * row.sumsq, "{name}: {sumsq}");
-        near(&name, &generator.normals(3), &row.then_randn3);
-        assert_eq!(generator.integers(1000, 5), row.then_randint5_1000, "{name}");
+        table.check(format!("{name} sum"), (sum - row.sum).abs(), 1e-7 * count as f64 + 1e-6);
+        table.check(format!("{name} sum of squares"), relative(sumsq, row.sumsq), 1e-6);
+        table.equal(
+            format!("{name} integers"),
+            &generator.integers(1000, 5),
+            &row.then_randint5_1000,
+        );
     }
+    table.finish();
     Ok(())
-}
-
-#[track_caller]
-fn near(name: &str, got: &[f32], wanted: &[f32]) {
-    assert_eq!(got.len(), wanted.len(), "{name}");
-    for (i, (got, wanted)) in got.iter().zip(wanted).enumerate() {
-        let within = (got - wanted).abs() <= 1e-6;
-        assert!(within, "{name}, value {i}: {got} is not {wanted}");
-    }
 }

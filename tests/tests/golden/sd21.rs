@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use app::recipe::Precision;
 use candle_core::{DType, IndexOp, Tensor};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 use trainer::device::Device;
 use trainer::dreambooth::batch::{Batch, Objective};
@@ -17,7 +18,8 @@ use trainer::models::config::PredictionType;
 use trainer::schedulers::NoiseSchedule;
 
 use super::engine::{ADAM, gradient, text};
-use super::support::{Table, Tensors, json, l2, load, rel_l2, relative, relmax, values};
+use super::gradients::sum_error;
+use super::support::{Golden, Table, Tensors, json, l2, load, part_of, rel_l2, relative, relmax, values};
 
 const TEXT_TOLERANCE: f64 = 1e-5;
 const TOLERANCE: f64 = 2e-5;
@@ -28,7 +30,7 @@ fn model() -> ModelWeights {
     formats::load(&super::dir_of("tiny-sd21").to_string_lossy()).unwrap()
 }
 
-fn ids(golden: &Tensors) -> Tensor {
+fn ids(golden: &Golden) -> Tensor {
     golden["input_ids"].to_dtype(DType::U32).unwrap()
 }
 
@@ -38,7 +40,7 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
 
 #[test]
 fn sd21_networks_give_the_reference_outputs() {
-    let golden = load("tiny-sd21/golden.safetensors");
+    let golden = part_of("tiny-sd21/golden.safetensors", "networks");
     let mut learner = Learner::for_drawing(model(), &Device::Cpu).unwrap();
     let networks = &mut learner.networks;
     let states = text(networks, &ids(&golden), 1);
@@ -60,7 +62,11 @@ fn sd21_networks_give_the_reference_outputs() {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Step {
+    /// Where the tolerances come from.
+    #[serde(rename = "f32_against_f64")]
+    _f32_against_f64: IgnoredAny,
     loss: f64,
     instance_loss: f64,
     prior_loss: f64,
@@ -69,13 +75,15 @@ struct Step {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Gradient {
     norm: f64,
+    sum: f64,
 }
 
 #[test]
 fn sd21_a_step_on_velocity_gives_the_reference_loss_and_gradients() {
-    let golden = load("tiny-sd21/golden.safetensors");
+    let golden = part_of("tiny-sd21/golden.safetensors", "step");
     let stored = load("tiny-sd21/gradients.safetensors");
     let wanted: Step = json("tiny-sd21/train.json");
     let learning = Learning {
@@ -102,8 +110,8 @@ fn sd21_a_step_on_velocity_gives_the_reference_loss_and_gradients() {
     // The golden latents are scaled, and drawn from their distribution already.
     let latents = numbers(&golden["latents"]);
     let maps = [latents.clone(), vec![0.0; latents.len()]];
-    let ids = ids(&golden).flatten_all().unwrap().to_vec1().unwrap();
-    let batch = Batch::new([4, 8, 8], 1, maps, ids);
+    let flat = ids(&golden).flatten_all().unwrap().to_vec1().unwrap();
+    let batch = Batch::new([4, 8, 8], 1, maps, flat);
     let networks = &mut learner.networks;
     networks.learn_by(diffusion.clone());
     let step = TrainingStep {
@@ -124,6 +132,16 @@ fn sd21_a_step_on_velocity_gives_the_reference_loss_and_gradients() {
     let told = networks.train(&step, None).unwrap();
     let losses = batch.losses(&told.losses, &diffusion.weights_at(&timesteps), 1.0);
     let mut table = Table::new("stable diffusion 2.1, one step");
+    let whole: Vec<u32> = timesteps.iter().map(|t| *t as u32).collect();
+    let (clean, noise) = (&golden["latents"], &golden["noise"]);
+    let noisy = objective.schedule.add_noise(clean, noise, &whole).unwrap();
+    let target = objective.schedule.velocity(clean, noise, &whole).unwrap();
+    let states = text(networks, &ids(&golden), 1);
+    let prediction = networks.predict(&noisy, &timesteps, &states).unwrap();
+    for (name, got) in [("noisy", &noisy), ("target", &target), ("prediction", &prediction)] {
+        let name = format!("train.{name}");
+        table.check(&name, relmax(got, &golden[name.as_str()]), TOLERANCE);
+    }
     for (name, got, want) in [
         ("loss", losses.total, wanted.loss),
         ("instance loss", losses.instance, wanted.instance_loss),
@@ -144,6 +162,8 @@ fn sd21_a_step_on_velocity_gives_the_reference_loss_and_gradients() {
         // Zero but for rounding: a bias that softmax takes no notice of, and attention among the mid block's one pixel.
         if name.ends_with("k_proj.bias") || want.norm == 0.0 {
             table.check(name.clone(), l2(&all), 1e-6);
+            let stored = &stored[format!("{name}#stride7").as_str()];
+            table.check(format!("{name} of the reference"), l2(&values(stored)), 1e-6);
             continue;
         }
         table.check(
@@ -151,12 +171,17 @@ fn sd21_a_step_on_velocity_gives_the_reference_loss_and_gradients() {
             relative(l2(&all), want.norm),
             GRADIENT_TOLERANCE,
         );
+        table.check(
+            format!("{name} sum"),
+            sum_error(&all, want.norm, want.sum),
+            GRADIENT_TOLERANCE,
+        );
         let (kept, stored) = match stored.get(&format!("{name}#stride7")) {
             Some(stored) => (all.into_iter().step_by(7).collect(), values(stored)),
             None => {
-                let rows = &stored[&format!("{name}#rows")];
+                let rows = &stored[format!("{name}#rows").as_str()];
                 let kept = got.index_select(&rows.to_dtype(DType::U32).unwrap(), 0).unwrap();
-                (values(&kept), values(&stored[&format!("{name}#values")]))
+                (values(&kept), values(&stored[format!("{name}#values").as_str()]))
             }
         };
         // Every 7th value of a small tensor may be a small one: held to the whole gradient's size.

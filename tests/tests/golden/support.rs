@@ -1,6 +1,10 @@
 //! What the golden tests share: reading the reference data, comparing so that NaN fails, printing a table.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::ops::Index;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -8,21 +12,111 @@ use serde::de::DeserializeOwned;
 
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// The tensors of `file`, a path inside the golden folder.
-pub fn load(file: impl AsRef<Path>) -> Tensors {
-    let path = found(file.as_ref());
-    let tensors = candle_core::safetensors::load(&path, &Device::Cpu);
+/// Tensors of the reference data for a test to compare with. All that is the test's to compare with must have been
+/// looked up when it is dropped, so that no number lies there that nobody looks at.
+pub struct Golden {
+    file: String,
+    tensors: Tensors,
+    looked_up: RefCell<BTreeSet<String>>,
+    /// How names begin that are this test's.
+    starts: &'static [&'static str],
+}
+
+/// The tensors of `file`, a path inside the golden folder; one test compares with all of them.
+pub fn load(file: &str) -> Golden {
+    Golden::new(file, &[""])
+}
+
+/// Of a file that several tests share, what is `part`'s in coverage.rs.
+pub fn part_of(file: &str, part: &str) -> Golden {
+    Golden::new(file, super::coverage::starts_of(file, part))
+}
+
+/// The same without the duty: what a test looks at besides, and others compare with.
+pub fn peek(file: &str) -> Golden {
+    Golden::new(file, &[])
+}
+
+/// Weights and inputs: nothing is looked after, whose comparison is another test's.
+pub fn inputs(file: &str) -> Tensors {
+    safetensors(&found(file.as_ref()))
+}
+
+fn safetensors(path: &Path) -> Tensors {
+    let tensors = candle_core::safetensors::load(path, &Device::Cpu);
     tensors
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         .into_iter()
         .collect()
 }
 
+impl Golden {
+    /// Of the repository's own set, whatever set the others compare with; without the duty.
+    pub fn own(file: &str) -> Self {
+        Self::of(file, safetensors(&super::own_dir().join(file)), &[])
+    }
+
+    fn new(file: &str, starts: &'static [&'static str]) -> Self {
+        Self::of(file, inputs(file), starts)
+    }
+
+    fn of(file: &str, tensors: Tensors, starts: &'static [&'static str]) -> Self {
+        Self {
+            file: file.to_owned(),
+            tensors,
+            looked_up: RefCell::default(),
+            starts,
+        }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        let found = self.tensors.get(name);
+        if found.is_some() {
+            self.looked_up.borrow_mut().insert(name.to_owned());
+        }
+        found
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys()
+    }
+
+    /// Names of its part that were not looked up.
+    fn left(&self) -> Vec<&String> {
+        let looked_up = self.looked_up.borrow();
+        let mine = |name: &&String| self.starts.iter().any(|start| name.starts_with(start));
+        let left = self.names().filter(mine).filter(|name| !looked_up.contains(*name));
+        left.collect()
+    }
+}
+
+impl Index<&str> for Golden {
+    type Output = Tensor;
+    fn index(&self, name: &str) -> &Tensor {
+        self.get(name).unwrap_or_else(|| panic!("{}: no `{name}`", self.file))
+    }
+}
+
+impl Drop for Golden {
+    fn drop(&mut self) {
+        let left = self.left();
+        // A test that failed has said why.
+        if !std::thread::panicking() {
+            assert!(left.is_empty(), "{}: nothing was compared with {left:?}", self.file);
+        }
+    }
+}
+
 /// A JSON file inside the golden folder.
 pub fn json<T: DeserializeOwned>(file: impl AsRef<Path>) -> T {
+    json_text(&file, |text| text)
+}
+
+/// The same, of a text that is changed first.
+pub fn json_text<T: DeserializeOwned>(file: impl AsRef<Path>, change: impl FnOnce(String) -> String) -> T {
     let path = found(file.as_ref());
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    serde_json::from_str(&change(text)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 fn found(file: &Path) -> PathBuf {
@@ -85,7 +179,7 @@ pub fn relative(got: f64, want: f64) -> f64 {
 }
 
 /// Compares with the golden tensor `name` or with its `name#stride7`, of which every 7th value is kept.
-pub fn relmax_named(got: &Tensor, golden: &Tensors, name: &str) -> f64 {
+pub fn relmax_named(got: &Tensor, golden: &Golden, name: &str) -> f64 {
     if let Some(want) = golden.get(name) {
         return relmax(got, want);
     }
@@ -96,15 +190,30 @@ pub fn relmax_named(got: &Tensor, golden: &Tensors, name: &str) -> f64 {
     relmax_values(&kept, &values(want))
 }
 
+/// To the terminal itself: what `println!` prints is kept from whoever runs tests that pass.
+pub fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).unwrap();
+    out.flush().unwrap();
+}
+
 /// Collects comparisons, prints them, and fails on the ones that are off.
 pub struct Table {
-    title: &'static str,
+    title: String,
     rows: Vec<(String, f64, f64)>,
 }
 
 impl Table {
-    pub fn new(title: &'static str) -> Self {
-        Self { title, rows: vec![] }
+    pub fn new(title: impl Into<String>) -> Self {
+        Self {
+            title: title.into(),
+            rows: vec![],
+        }
+    }
+
+    /// For what must be equal: 0 or 1 against 0.
+    pub fn equal<T: PartialEq>(&mut self, item: impl Into<String>, got: &T, want: &T) {
+        self.check(item, f64::from(u8::from(got != want)), 0.0);
     }
 
     /// `error` must be at most `tolerance`; NaN never is.
@@ -122,11 +231,15 @@ impl Table {
             // NaN sorts as the worst.
             rows.sort_by(|a, b| (b.1 / b.2).total_cmp(&(a.1 / a.2)));
         }
-        println!("\n{}: {compared} compared", self.title);
-        println!("{:<64} {:>10} {:>10}", "item", "error", "tolerance");
-        for (item, error, tolerance) in rows.iter().take(SHOWN) {
-            println!("{item:<64} {error:>10.2e} {tolerance:>10.0e}");
+        let mut text = format!("\n{}: {compared} compared", self.title);
+        if compared > SHOWN {
+            write!(text, "; the worst {SHOWN}:").unwrap();
         }
+        write!(text, "\n{:<64} {:>10} {:>10}\n", "item", "error", "tolerance").unwrap();
+        for (item, error, tolerance) in rows.iter().take(SHOWN) {
+            writeln!(text, "{item:<64} {error:>10.2e} {tolerance:>10.0e}").unwrap();
+        }
+        print(&text);
         // Not `error > tolerance`, which NaN would pass.
         let off: Vec<_> = rows
             .iter()
@@ -139,6 +252,18 @@ impl Table {
             off.len()
         );
     }
+}
+
+#[test]
+fn a_tensor_that_no_test_looks_at_is_an_error() {
+    let golden = load("train/noise_schedule.safetensors");
+    for name in ["alphas", "betas"] {
+        assert_eq!(golden[name].dims(), [1000]);
+    }
+    assert_eq!(golden.left(), ["alphas_cumprod", "snr"]);
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(golden)));
+    let said = dropped.unwrap_err();
+    assert!(said.downcast_ref::<String>().unwrap().contains("alphas_cumprod"));
 }
 
 #[test]

@@ -1,40 +1,59 @@
 //! Whole DreamBooth trajectories: loss, gradient norm, clipping and AdamW's updates against PyTorch's.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use app::recipe::{Adam, Precision};
 use candle_core::{DType, IndexOp};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use trainer::device::Device;
 use trainer::dreambooth::batch::{Batch, Objective};
 use trainer::dreambooth::learner::{Learner, Learning};
 use trainer::engine::ir::{Group, ParamId};
-use trainer::engine::nets::diffusion::Chance;
+use trainer::engine::nets::diffusion::{Chance, Diffusion};
 use trainer::engine::nets::networks::{Networks, Prompts, Step, Trained};
 use trainer::engine::optim::clip_factor;
 use trainer::engine::session::{Moments, OptimizerSettings, Update};
 use trainer::formats;
-use trainer::models::config::PredictionType;
+use trainer::models::config::{PredictionType, SchedulerConfig};
 use trainer::schedulers::NoiseSchedule;
 
-use super::support::{Table, Tensors, json, l2, load, relative, values};
+use super::support::{Golden, Table, json, l2, load, peek, relative, values};
 
 const LOSS_TOLERANCE: f64 = 1e-5;
 const GRAD_NORM_TOLERANCE: f64 = 5e-5;
 const TENSOR_NORM_TOLERANCE: f64 = 1e-4;
 const FINAL_NORM_TOLERANCE: f64 = 1e-5;
 const CHANGE_TOLERANCE: f64 = 5e-3;
-const PRIOR_LOSS_WEIGHT: f32 = 1.0;
 /// Its change is nearly all rounding of `w * (1 - 1e-6)`.
 const EMBEDDING_CHANGE_TOLERANCE: f64 = 5e-2;
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Trajectories {
+    settings: Settings,
     variants: BTreeMap<String, Wanted>,
 }
 
+/// Of all variants that say nothing else.
 #[derive(Deserialize)]
+struct Settings {
+    lr: f64,
+    betas: [f64; 2],
+    weight_decay: f64,
+    eps: f64,
+    clip_grad_norm: f64,
+    prior_loss_weight: f32,
+    noise_schedule: SchedulerConfig,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Wanted {
+    /// In words.
+    #[serde(rename = "what")]
+    _what: IgnoredAny,
     steps: Vec<WantedStep>,
 }
 
@@ -51,7 +70,7 @@ struct WantedStep {
 #[derive(Clone, Deserialize)]
 struct WantedLosses {
     loss: f64,
-    instance_loss: Option<f64>,
+    instance_loss: f64,
     prior_loss: Option<f64>,
     snr_weights: Option<Vec<f64>>,
 }
@@ -61,8 +80,9 @@ pub(super) struct Variant {
     name: &'static str,
     prediction: PredictionType,
     trains_text_encoder: bool,
-    learning_rate: f64,
-    adam: Adam,
+    pub learning_rate: f64,
+    pub adam: Adam,
+    prior_loss_weight: f32,
     accumulation: usize,
     /// Of the data of step 2.
     noise_factor: f64,
@@ -76,12 +96,20 @@ pub(super) struct Variant {
 }
 
 pub(super) fn base(name: &'static str) -> Variant {
+    let Trajectories { settings, .. } = json("train/trajectories.json");
     Variant {
         name,
         prediction: PredictionType::Epsilon,
         trains_text_encoder: true,
-        learning_rate: 1e-4,
-        adam: Adam::default(),
+        learning_rate: settings.lr,
+        adam: Adam {
+            adam_beta1: settings.betas[0],
+            adam_beta2: settings.betas[1],
+            adam_weight_decay: settings.weight_decay,
+            adam_epsilon: settings.eps,
+            max_grad_norm: settings.clip_grad_norm,
+        },
+        prior_loss_weight: settings.prior_loss_weight,
         accumulation: 1,
         noise_factor: 1.0,
         offset_noise: 0.0,
@@ -100,7 +128,7 @@ pub(super) struct Draw {
     pub timesteps: Vec<f32>,
 }
 
-pub(super) fn draw(inputs: &Tensors, step: usize, variant: &Variant) -> Draw {
+pub(super) fn draw(inputs: &Golden, step: usize, variant: &Variant) -> Draw {
     let rows: Vec<usize> = variant.instances.iter().chain(&variant.classes).copied().collect();
     let of = |name: &str| -> Vec<f32> {
         let of_row = |row: &usize| inputs[name].i((step, *row)).unwrap().flatten_all().unwrap();
@@ -133,11 +161,11 @@ pub(super) fn draw(inputs: &Tensors, step: usize, variant: &Variant) -> Draw {
 }
 
 /// All trained weights, by name.
-fn weights(networks: &mut Networks) -> BTreeMap<String, Vec<f64>> {
+pub(super) fn weights(networks: &mut Networks) -> BTreeMap<String, Vec<f64>> {
     read(networks, |networks, id| networks.session().weight(id).unwrap())
 }
 
-fn gradients(networks: &mut Networks) -> BTreeMap<String, Vec<f64>> {
+pub(super) fn gradients(networks: &mut Networks) -> BTreeMap<String, Vec<f64>> {
     read(networks, |networks, id| networks.session().gradient(id).unwrap())
 }
 
@@ -149,39 +177,67 @@ fn read(networks: &mut Networks, of: impl Fn(&mut Networks, ParamId) -> Vec<f32>
         .collect()
 }
 
-fn follow(variant: &Variant) {
-    let wanted = &json::<Trajectories>("train/trajectories.json").variants[variant.name].steps;
-    let names: Vec<String> = json("train/tensor_names.json");
-    let inputs = load("train/inputs.safetensors");
-    let folder = super::dir().join("tiny-sd");
+impl Variant {
+    pub fn optimizer(&self, moments: Moments) -> OptimizerSettings {
+        OptimizerSettings {
+            moments,
+            beta1: self.adam.adam_beta1,
+            beta2: self.adam.adam_beta2,
+            weight_decay: self.adam.adam_weight_decay,
+            epsilon: self.adam.adam_epsilon,
+            low_memory: None,
+        }
+    }
+
+    pub fn update(&self, number: u64) -> Update {
+        let groups = [Group::UNet, Group::TextEncoder];
+        let trained = if self.trains_text_encoder { 2 } else { 1 };
+        Update {
+            learning_rates: groups[..trained]
+                .iter()
+                .map(|group| (*group, self.learning_rate))
+                .collect(),
+            max_grad_norm: self.adam.max_grad_norm,
+            loss_scale: 1.0,
+            number,
+        }
+    }
+}
+
+/// The small reference model in `folder`, ready to learn.
+pub(super) fn learner(folder: &Path, variant: &Variant, optimizer: OptimizerSettings) -> (Learner, Diffusion) {
+    let Trajectories { settings, .. } = json("train/trajectories.json");
     let model = formats::load(folder.to_str().unwrap()).unwrap();
     let learning = Learning {
         text_encoder: variant.trains_text_encoder,
         precision: Precision::No,
-        recompute: false,
-        optimizer: OptimizerSettings {
-            moments: Moments::F32,
-            beta1: variant.adam.adam_beta1,
-            beta2: variant.adam.adam_beta2,
-            weight_decay: variant.adam.adam_weight_decay,
-            epsilon: variant.adam.adam_epsilon,
-            low_memory: None,
-        },
+        recompute: optimizer.low_memory.is_some(),
+        optimizer,
         keeps_an_eye: false,
         adapter: None,
         seed: 0,
     };
     let mut learner = Learner::new(model, None, &learning, &Device::Cpu).unwrap();
-    let before = weights(&mut learner.networks);
     let objective = Objective {
-        schedule: NoiseSchedule::new(&learner.base().scheduler_config).unwrap(),
+        schedule: NoiseSchedule::new(&settings.noise_schedule).unwrap(),
         prediction: variant.prediction,
         snr_gamma: variant.snr_gamma,
         offset_noise: variant.offset_noise,
     };
     let diffusion = objective.diffusion(1.0).unwrap();
+    learner.networks.learn_by(diffusion.clone());
+    (learner, diffusion)
+}
+
+fn follow(variant: &Variant) {
+    let Trajectories { variants, .. } = json("train/trajectories.json");
+    let wanted = &variants[variant.name].steps;
+    let names: Vec<String> = json("train/tensor_names.json");
+    let inputs = load("train/inputs.safetensors");
+    let folder = super::dir().join("tiny-sd");
+    let (mut learner, diffusion) = learner(&folder, variant, variant.optimizer(Moments::F32));
     let networks = &mut learner.networks;
-    networks.learn_by(diffusion.clone());
+    let before = weights(networks);
     let mut table = Table::new(variant.name);
     for (index, want) in wanted.iter().enumerate() {
         let losses_wanted = match &want.losses {
@@ -189,15 +245,7 @@ fn follow(variant: &Variant) {
             None => want.micro_batches.clone(),
         };
         assert_eq!(losses_wanted.len(), variant.accumulation);
-        let update = Update {
-            learning_rates: [Group::UNet, Group::TextEncoder][..if variant.trains_text_encoder { 2 } else { 1 }]
-                .iter()
-                .map(|group| (*group, variant.learning_rate))
-                .collect(),
-            max_grad_norm: variant.adam.max_grad_norm,
-            loss_scale: 1.0,
-            number: index as u64 + 1,
-        };
+        let update = variant.update(index as u64 + 1);
         let mut updated = None;
         for (micro, want) in losses_wanted.iter().enumerate() {
             let step = index * variant.accumulation + micro;
@@ -213,15 +261,16 @@ fn follow(variant: &Variant) {
             let last = micro + 1 == losses_wanted.len();
             let told = learn(networks, variant, &draw, micro > 0, last.then_some(&update));
             updated = told.updated;
-            let losses = draw.batch.losses(&told.losses, &weights, PRIOR_LOSS_WEIGHT);
+            let losses = draw.batch.losses(&told.losses, &weights, variant.prior_loss_weight);
             let mut check = |what: &str, got: f32, want: f64| {
                 let error = relative(f64::from(got), want);
                 table.check(format!("step {} {what}", step + 1), error, LOSS_TOLERANCE);
             };
             check("loss", losses.total, want.loss);
-            if let (Some(instance), Some(prior)) = (want.instance_loss, want.prior_loss) {
-                check("instance loss", losses.instance, instance);
-                check("prior loss", losses.prior.unwrap(), prior);
+            check("instance loss", losses.instance, want.instance_loss);
+            match (losses.prior, want.prior_loss) {
+                (Some(prior), Some(want)) => check("prior loss", prior, want),
+                (got, want) => assert_eq!((got, want), (None, None)),
             }
         }
         if index == 0 {
@@ -255,7 +304,7 @@ pub(super) fn learn(
     let batch = &draw.batch;
     let states = (!variant.trains_text_encoder).then(|| networks.text(&batch.ids, batch.rows(), 1).unwrap());
     let share = 1.0 / variant.accumulation as f32;
-    let shares = batch.weighted_shares(PRIOR_LOSS_WEIGHT);
+    let shares = batch.weighted_shares(variant.prior_loss_weight);
     let shares: Vec<f32> = shares.iter().map(|of_row| share * of_row).collect();
     let step = Step {
         dims: batch.dims,
@@ -279,7 +328,8 @@ pub(super) fn learn(
 }
 
 fn tensor_norms(table: &mut Table, variant: &str, names: &[String], grads: &BTreeMap<String, Vec<f64>>) {
-    let wanted = values(&load("train/grad_norms.safetensors")[variant]);
+    let wanted = values(&peek("train/grad_norms.safetensors")[variant]);
+    assert_eq!(wanted.len(), names.len());
     for (name, want) in names.iter().zip(wanted) {
         if want.is_nan() {
             assert!(!grads.contains_key(name), "{name} is not trained");
@@ -299,19 +349,17 @@ fn final_stats(
     before: &BTreeMap<String, Vec<f64>>,
     after: &BTreeMap<String, Vec<f64>>,
 ) {
-    let wanted = load("train/final_stats.safetensors")[variant]
+    let wanted = peek("train/final_stats.safetensors")[variant]
         .to_dtype(DType::F64)
         .unwrap()
         .to_vec2::<f64>()
         .unwrap();
-    let trained: Vec<&String> = names.iter().filter(|name| after.contains_key(*name)).collect();
-    // Either all tensors are listed, or the trained ones.
-    let rows: Vec<(&String, &Vec<f64>)> = match wanted.len() == names.len() {
-        true => names.iter().zip(&wanted).collect(),
-        false => trained.into_iter().zip(&wanted).collect(),
-    };
-    for (name, want) in rows {
-        let Some(got) = after.get(name) else { continue };
+    assert_eq!(wanted.len(), names.len());
+    for (name, want) in names.iter().zip(&wanted) {
+        let Some(got) = after.get(name) else {
+            assert!(want.iter().all(|number| number.is_nan()), "{name} is not trained");
+            continue;
+        };
         // Its gradient is rounding noise, which Adam turns into full steps.
         if name.ends_with("k_proj.bias") {
             continue;
@@ -325,6 +373,19 @@ fn final_stats(
         table.check(format!("{name} change"), relative(l2(&change), want[2]), tolerance);
         let sum_error = (got.iter().sum::<f64>() - want[0]).abs();
         table.check(format!("{name} sum"), sum_error, 1e-2 * want[2] + 1e-6 * want[1]);
+    }
+}
+
+/// Each has a test below, which names it.
+#[test]
+fn every_variant_of_the_reference_data_is_followed() {
+    let Trajectories { variants, .. } = json("train/trajectories.json");
+    let here = include_str!("train.rs");
+    for name in variants.keys() {
+        assert!(here.contains(&format!("base(\"{name}\")")), "nobody follows {name}");
+    }
+    for file in ["train/grad_norms.safetensors", "train/final_stats.safetensors"] {
+        assert!(peek(file).names().eq(variants.keys()), "{file}");
     }
 }
 
@@ -362,7 +423,7 @@ fn without_clipping() {
     follow(&Variant {
         adam: Adam {
             max_grad_norm: 0.0,
-            ..Adam::default()
+            ..base("no_clip").adam
         },
         ..base("no_clip")
     });
@@ -375,7 +436,7 @@ fn strong_decay_shows_its_order() {
         adam: Adam {
             adam_weight_decay: 0.5,
             max_grad_norm: 0.05,
-            ..Adam::default()
+            ..base("strong").adam
         },
         ..base("strong")
     });

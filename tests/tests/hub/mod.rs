@@ -1,7 +1,9 @@
 //! Models of the Hub, from a stand-in that speaks its HTTP: what is downloaded, taken up again, refused, and kept secret.
 
+mod notebook;
 mod training;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -52,7 +54,11 @@ impl Home {
     }
 
     fn trainer(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(tests::executable("likeness-trainer"));
+        self.program("likeness-trainer", args)
+    }
+
+    fn program(&self, name: &str, args: &[impl AsRef<OsStr>]) -> Command {
+        let mut command = Command::new(tests::executable(name));
         command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
         for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"] {
             command.env_remove(name);

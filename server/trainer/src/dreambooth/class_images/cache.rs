@@ -69,6 +69,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::formats::{self, Width};
     use crate::schedulers::SamplerKind;
 
     #[test]
@@ -106,5 +107,31 @@ mod tests {
         image::RgbImage::new(8, 8).save(&drawn).expect("saves");
         open("m", &request, 1, 0).keep(9, &drawn).expect("keeps");
         assert!(open("m", &request, 1, 0).find(9).is_none(), "black ones are of no use");
+    }
+
+    #[test]
+    fn a_model_is_known_by_its_weights_wherever_it_lies() {
+        let identity = |model: &ModelWeights, vae: &ModelWeights| model_identity(model, vae).expect("has weights");
+        let model = formats::load("starter").expect("loads");
+        let own = identity(&model, &model);
+        let dir = tempfile::tempdir().expect("folder");
+        formats::save_diffusers(dir.path(), &model, Width::Full).expect("saves");
+        let copy = formats::load(&dir.path().to_string_lossy()).expect("loads");
+        assert_eq!(identity(&copy, &copy), own);
+
+        let changed = |tensors: fn(&mut ModelWeights) -> &mut Tensors| {
+            let mut other = model.clone();
+            let tensor = tensors(&mut other).values_mut().next().expect("has weights");
+            *tensor = (&*tensor + 0.5).expect("adds");
+            other
+        };
+        let unet = changed(|model| &mut model.unet);
+        let text_encoder = changed(|model| &mut model.text_encoder);
+        for other in [unet, text_encoder] {
+            assert_ne!(identity(&other, &model), own);
+        }
+        let vae = changed(|model| &mut model.vae);
+        assert_eq!(identity(&vae, &model), own, "its own VAE does not draw");
+        assert_ne!(identity(&model, &vae), own);
     }
 }

@@ -347,7 +347,8 @@ impl Session for CpuSession {
             average
                 .par_iter_mut()
                 .zip(weight)
-                .for_each(|(a, p)| *a -= fresh * (*a - *p));
+                // A difference of numbers of different size is rounded, which a copy must not be.
+                .for_each(|(a, p)| *a = if fresh == 1.0 { *p } else { *a - fresh * (*a - *p) });
         }
         Ok(())
     }
