@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `GET /api/server` | `ServerInfo` |
 //! | `POST /api/models/inspect` | `InspectModel` -> `ModelInfo` |
+//! | `POST /api/vaes/inspect` | `InspectVae` -> `VaeInfo` |
 //! | `PUT /api/hub/token` | `HubToken` -> 204; kept on the server, and never given out again |
 //! | `DELETE /api/hub/token` | 204 |
 //! | `HEAD /api/photos/{sha256}` | is this crop here already? 200 or 404 |
@@ -66,6 +67,12 @@ pub struct InspectModel {
     pub revision: Option<String>,
 }
 
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InspectVae {
+    pub pretrained_vae_name_or_path: String,
+}
+
 /// A token for the Hub, on its way to the server.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,6 +96,8 @@ pub struct ModelInfo {
     pub resolution: u32,
     /// Parameters of U-Net and text encoder.
     pub parameters: u64,
+    /// Of the latents that its U-Net takes.
+    pub latent_channels: u32,
     /// A checkpoint of the standard architecture loads in any Stable Diffusion WebUI; the starter's does not.
     pub loads_in_webuis: bool,
     /// What suits this model for a first run.
@@ -96,6 +105,29 @@ pub struct ModelInfo {
     /// Of a model that the Hub has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<HubFacts>,
+}
+
+/// A VAE in the place of a base model's own, as a person chooses it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VaeInfo {
+    pub pretrained_vae_name_or_path: String,
+    pub parameters: u64,
+    /// Of the latents that it makes.
+    pub latent_channels: u32,
+    /// As of a model: whether a checkpoint with it can.
+    pub loads_in_webuis: bool,
+    /// Of a VAE that the Hub has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubFacts>,
+}
+
+impl VaeInfo {
+    /// Why it cannot take the place of the model's own, in words.
+    pub fn misfit(&self, model: &ModelInfo) -> Option<String> {
+        let (has, takes) = (self.latent_channels, model.latent_channels);
+        let (vae, model) = (&self.pretrained_vae_name_or_path, &model.title);
+        (has != takes).then(|| format!("{vae}: its latents have {has} channels, and {model} takes {takes}"))
+    }
 }
 
 /// What to know before a model is downloaded.

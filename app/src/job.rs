@@ -101,6 +101,9 @@ pub struct JobDetail {
     #[serde(flatten)]
     pub summary: JobSummary,
     pub recipe: Recipe,
+    /// Of the base model with the chosen VAE; `None` for jobs of versions that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loads_in_webuis: Option<bool>,
 }
 
 #[cfg(test)]

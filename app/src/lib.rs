@@ -8,6 +8,7 @@
 pub mod api;
 pub mod background;
 pub mod chart;
+pub mod command;
 pub mod crop;
 pub mod dataset;
 pub mod draft;

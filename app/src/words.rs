@@ -75,6 +75,17 @@ pub fn download(facts: &HubFacts) -> String {
     }
 }
 
+/// A problem's words as a sentence of their own. A name at the start, such as a path or a field, stays as it is.
+pub fn sentence(problem: &str) -> String {
+    let first = problem.split(' ').next().unwrap_or_default();
+    let mut letters = problem.chars();
+    let begun = match letters.next() {
+        Some(letter) if first.chars().all(char::is_alphabetic) => letter.to_uppercase().chain(letters).collect(),
+        _ => problem.to_owned(),
+    };
+    format!("{}.", begun.trim_end_matches('.'))
+}
+
 /// A photo of a job by its number, as the page counts them, from its file's `003-1a2b3c4d.png`.
 pub fn photo_of(file: &str) -> String {
     let name = file.rsplit('/').next().unwrap_or(file);
@@ -375,6 +386,16 @@ mod tests {
         assert!(plan(&draft, 12, "dog").starts_with("800 steps on 12 photos;"));
         assert_eq!(photo_of("photos/0/006-1a2b3c4d.png"), "Photo 7");
         assert_eq!(photo_of("dog/one.png"), "The photo one.png");
+    }
+
+    #[test]
+    fn a_problem_becomes_a_sentence_and_names_stay_names() {
+        assert_eq!(sentence("the VAE cannot be used"), "The VAE cannot be used.");
+        assert_eq!(
+            sentence("learning_rate is 5; at most 1."),
+            "learning_rate is 5; at most 1."
+        );
+        assert_eq!(sentence("owner/vae: no such model"), "owner/vae: no such model.");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The job being prepared: the draft, the chosen base model, and what follows from both.
 
-use app::api::{InspectModel, ModelInfo, NewJob};
+use app::api::{InspectModel, InspectVae, ModelInfo, NewJob, VaeInfo, hub_codes};
 use app::draft::{JobDraft, Plan, Problems};
 use app::job::JobDetail;
 use app::recipe::RecipeDraft;
@@ -23,6 +23,13 @@ pub fn reference_of(model: &ModelInfo) -> (String, String) {
     )
 }
 
+/// The VAE's field in a recipe.
+const VAE: &str = "pretrained_vae_name_or_path";
+
+fn asks_for_token<T>(asked: Option<&Fetched<T>>) -> bool {
+    matches!(asked, Some(Fetched::Failed(Trouble::Refused(problem))) if hub_codes::asks_for_token(&problem.code))
+}
+
 #[derive(Clone, Copy)]
 pub struct Prep {
     pub draft: RwSignal<JobDraft>,
@@ -30,6 +37,8 @@ pub struct Prep {
     pub model: Memo<Option<ModelInfo>>,
     /// The answer about a model that the server does not list. `None`: not asked.
     pub inspected: RwSignal<Option<Fetched<ModelInfo>>>,
+    /// The answer about the VAE that takes the place of the model's own. `None`: not asked since it was typed.
+    pub vae: RwSignal<Option<Fetched<VaeInfo>>>,
     pub plan: Memo<Plan>,
     /// What the server refused, by field, until the next attempt.
     pub refused: RwSignal<Problems>,
@@ -59,15 +68,19 @@ impl Prep {
             draft,
             model,
             inspected,
+            vae: RwSignal::new(None),
             plan,
             refused: RwSignal::new(Problems::new()),
         };
-        // A path remembered from the last visit is asked about once the server is there.
+        // What is remembered from the last visit is asked about once the server is there.
         Effect::new(move |_| {
             let server_is_there = live.server.with(|s| s.ready().is_some());
             if server_is_there && model.with_untracked(Option::is_none) && inspected.with_untracked(Option::is_none) {
                 let (reference, revision) = chosen.get_untracked();
                 prep.inspect(reference, revision);
+            }
+            if server_is_there && prep.vae.with_untracked(Option::is_none) {
+                prep.inspect_vae();
             }
         });
         prep
@@ -103,6 +116,73 @@ impl Prep {
             }
             self.inspected.set(Some(answer.into()));
         });
+    }
+
+    /// Takes a VAE as it is typed; empty is the model's own.
+    pub fn type_vae(self, reference: String) {
+        self.vae.set(None);
+        self.refused.update(|refused| {
+            refused.remove(VAE);
+        });
+        self.draft.update(|d| d.pretrained_vae_name_or_path = reference);
+    }
+
+    fn typed_vae(self) -> String {
+        self.draft
+            .with_untracked(|d| d.pretrained_vae_name_or_path.trim().to_owned())
+    }
+
+    /// Asks the server what the chosen VAE is, where one is.
+    pub fn inspect_vae(self) {
+        let reference = self.typed_vae();
+        if reference.is_empty() {
+            self.vae.set(None);
+            return;
+        }
+        self.vae.set(Some(Fetched::Pending));
+        spawn_local(async move {
+            let body = InspectVae {
+                pretrained_vae_name_or_path: reference.clone(),
+            };
+            let answer: Result<VaeInfo, Trouble> = http::post("/api/vaes/inspect", &body).await;
+            // Another may have been typed meanwhile.
+            if self.typed_vae() == reference {
+                self.vae.set(Some(answer.into()));
+            }
+        });
+    }
+
+    /// Why the chosen VAE cannot be used, as far as the server was asked: unreadable, or of other latents than the
+    /// model's.
+    pub fn vae_misfit(self) -> Signal<Option<String>> {
+        let misfit = move |vae: &VaeInfo| self.model.with(|model| vae.misfit(model.as_ref()?));
+        Signal::derive(move || {
+            self.vae.with(|asked| match asked {
+                Some(Fetched::Failed(Trouble::Refused(problem))) => Some(problem.message.clone()),
+                Some(Fetched::Ready(vae)) => misfit(vae),
+                // Without an answer nothing speaks against it.
+                Some(Fetched::Failed(_) | Fetched::Pending) | None => None,
+            })
+        })
+    }
+
+    /// The same, or what the server said of it when training was to start.
+    pub fn vae_problem(self) -> Signal<Option<String>> {
+        let (misfit, of_recipe) = (self.vae_misfit(), self.problem(VAE));
+        Signal::derive(move || misfit.get().or_else(|| of_recipe.get()))
+    }
+
+    /// Whether a token for the Hub may be what the model or the VAE is missing.
+    pub fn needs_token(self) -> bool {
+        self.model_needs_token() || self.vae_needs_token()
+    }
+
+    pub fn model_needs_token(self) -> bool {
+        self.inspected.with(|asked| asks_for_token(asked.as_ref()))
+    }
+
+    pub fn vae_needs_token(self) -> bool {
+        self.vae.with(|asked| asks_for_token(asked.as_ref()))
     }
 
     /// What is wrong with a field, by its path in the recipe.

@@ -2,6 +2,7 @@
 
 mod door;
 mod hub;
+mod vae;
 mod world;
 
 use app::api::{ApiProblem, ErrorBody, ServerInfo, StoredPhoto, ToPage};

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod hub;
+mod lora;
 mod visit;
 
 use std::time::Duration;
@@ -263,6 +264,21 @@ async fn browser_example_photos_are_one_click_away_and_drops_are_judged() -> any
     visit.browser.see(".upload-failed").await?;
     visit.browser.shoot("photos-not-sent").await?;
     visit.server = Server::start_at(&address, &visit.folder.path().join("data"), None, &[])?;
+    visit.wait_for_uploads(8).await?;
+
+    // After a reload only crops are left: they don't fit another resolution, and fit again when it is taken back.
+    visit.browser.page.refresh().await?;
+    visit.wait_for_uploads(8).await?;
+    visit.go("#train").await?;
+    visit.browser.click(".all-settings .disclosure").await?;
+    visit.set("resolution", "64").await?;
+    visit.go("#photos").await?;
+    visit.browser.see(".upload-failed").await?;
+    visit.browser.page.refresh().await?;
+    visit.browser.see(".upload-failed").await?;
+    visit.go("#train").await?;
+    visit.set("resolution", "128").await?;
+    visit.go("#photos").await?;
     visit.wait_for_uploads(8).await?;
     visit.browser.end().await
 }

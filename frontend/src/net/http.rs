@@ -18,6 +18,11 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// For a line of its own.
+    pub fn sentence(&self) -> String {
+        app::words::sentence(&self.to_string())
+    }
+
     /// Every problem with its field, when the server named fields.
     pub fn problems(&self) -> Vec<ApiProblem> {
         match self {

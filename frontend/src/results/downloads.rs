@@ -1,8 +1,10 @@
 //! The checkpoint files: size, checksum, and where to put them.
 
+use app::api::ModelInfo;
 use app::event::{ExportFile, ExportFormat};
 use app::job::JobId;
-use app::words;
+use app::recipe::RecipeDraft;
+use app::{command, words};
 use leptos::prelude::*;
 
 use crate::net::live::Live;
@@ -18,7 +20,7 @@ pub fn Downloads(live: Live, job: JobId) -> impl IntoView {
         <Show when=move || !none() fallback=move || view! { <NoFiles live /> }>
             <ul class="downloads">
                 <For each=move || files.get() key=|file| (file.name.clone(), file.sha256.clone()) let:file>
-                    <Download file job=job.get_value() />
+                    <Download usual=files.with_untracked(|all| all.first() == Some(&file)) file job=job.get_value() />
                 </For>
             </ul>
             <WhereToPutIt live />
@@ -50,14 +52,14 @@ fn about(format: ExportFormat) -> (&'static str, &'static str) {
 }
 
 #[component]
-fn Download(file: ExportFile, job: JobId) -> impl IntoView {
+fn Download(file: ExportFile, job: JobId, usual: bool) -> impl IntoView {
     let (ending, why) = about(file.format);
     let href = format!("/api/jobs/{job}/export/{}", file.name);
     let size = words::bytes(file.bytes);
     let sum = file.sha256.clone();
     view! {
         <li class="download">
-            <a class="button button-strong" href=href download=file.name.clone()>{format!("Download {ending}")}</a>
+            <a class="button" class:button-strong=usual href=href download=file.name.clone()>{format!("Download {ending}")}</a>
             <span class="figures">{size}", 16-bit"</span>
             <p class="quiet">{why}</p>
             <p class="checksum">
@@ -71,60 +73,80 @@ fn Download(file: ExportFile, job: JobId) -> impl IntoView {
 
 #[component]
 fn WhereToPutIt(live: Live) -> impl IntoView {
-    // What the server says of the base model; a path it does not list is a full-size model.
-    let base = move || {
-        live.detail
-            .with(|d| d.ready().map(|d| d.recipe.pretrained_model_name_or_path.clone()))
+    let named = move |format| {
+        let of_format = |file: &&ExportFile| file.format == format;
+        live.run
+            .with(|run| run.exported.iter().find(of_format).map(|file| file.name.clone()))
     };
-    let for_webuis = move || {
-        let base = base()?;
-        let listed = live.server.with(|s| {
-            let models = &s.ready()?.models;
-            models
-                .iter()
-                .find(|m| m.pretrained_model_name_or_path == base)
-                .map(|m| m.loads_in_webuis)
-        });
-        Some(listed.unwrap_or(base != app::recipe::STARTER))
-    };
-    let prompt = move || {
-        live.detail
-            .with(|d| Some(d.ready()?.recipe.concepts.first()?.instance_prompt.clone()))
-    };
-    let lora = move || {
-        live.run.with(|run| {
-            let file = run.exported.iter().find(|file| file.format == ExportFormat::Lora)?;
-            file.name.strip_suffix(".safetensors").map(str::to_owned)
+    let words = move || {
+        let detail = live.detail.with(|d| d.ready().cloned())?;
+        let base = &detail.recipe.pretrained_model_name_or_path;
+        // Jobs of earlier versions don't say; what the server lists it knows.
+        let listed = || {
+            live.server.with(|s| {
+                let model = |m: &&ModelInfo| m.pretrained_model_name_or_path == *base;
+                s.ready()?.models.iter().find(model).map(|m| m.loads_in_webuis)
+            })
+        };
+        let for_webuis = detail.loads_in_webuis.or_else(listed);
+        let prompt = detail.recipe.concepts.first()?.instance_prompt.clone();
+        let command = named(ExportFormat::Safetensors).map(|file| command::sample(&file, &prompt));
+        let lora = named(ExportFormat::Lora);
+        Some(view! {
+            <WhereToPutTheModel for_webuis command />
+            <p>"Then ask for it in your own words, with the caption inside: " <code>{prompt.clone()}</code></p>
+            {lora.map(|file| view! { <WhereToPutTheLora recipe=RecipeDraft::clone(&detail.recipe) file for_webuis prompt /> })}
         })
     };
     view! {
         <h3>"Where to put it"</h3>
-        {move || match for_webuis() {
-            Some(true) => view! {
-                <p>"Into " <code>"models/Stable-diffusion/"</code> " of AUTOMATIC1111's WebUI or Forge, or " <code>"models/checkpoints/"</code> " of ComfyUI. Press refresh beside the checkpoint list there."</p>
-            }.into_any(),
-            Some(false) => view! {
-                <p>"This one was trained from the starter model. Only Likeness draws from it: other programs expect the full Stable Diffusion shape. For a checkpoint that works everywhere, choose a Stable Diffusion 1.5 model under Subject."</p>
-            }.into_any(),
-            None => ().into_any(),
-        }}
-        <p>"Then ask for it in your own words, with the caption inside: " <code>{prompt}</code></p>
-        {move || lora().map(|name| view! { <WhereToPutTheLora name for_webuis=for_webuis() == Some(true) prompt=prompt() /> })}
+        {words}
     }
 }
 
-/// `name` is that of the file without its ending.
+/// Without `for_webuis` it is not known whether they load it.
 #[component]
-fn WhereToPutTheLora(name: String, for_webuis: bool, prompt: Option<String>) -> impl IntoView {
-    let caption = prompt.unwrap_or_default();
+fn WhereToPutTheModel(for_webuis: Option<bool>, command: Option<String>) -> impl IntoView {
     match for_webuis {
-        true => view! {
-            <p>"The LoRA goes into " <code>"models/Lora/"</code> " of AUTOMATIC1111's WebUI or Forge, or " <code>"models/loras/"</code> " of ComfyUI. Choose the base model there, and write its name beside the caption: " <code>{format!("{caption} <lora:{name}:1>")}</code></p>
+        Some(true) => view! {
+            <p>"Into " <code>"models/Stable-diffusion/"</code> " of AUTOMATIC1111's WebUI or Forge, or " <code>"models/checkpoints/"</code> " of ComfyUI. Press refresh beside the checkpoint list there."</p>
         }
         .into_any(),
-        false => view! {
-            <p>"The LoRA is drawn with by " <code>{format!("likeness sample --model starter --lora {name}.safetensors --prompt \"{caption}\"")}</code></p>
+        Some(false) => view! {
+            <p>"Only Likeness draws from it: it is smaller than Stable Diffusion, and other programs expect the full shape. For a checkpoint that works everywhere, choose a Stable Diffusion 1.5 model under Subject."</p>
+            {command.map(|command| view! { <CommandLine command /> })}
         }
         .into_any(),
+        None => view! {
+            <p>"If its base model was a Stable Diffusion of the usual size: into " <code>"models/Stable-diffusion/"</code> " of AUTOMATIC1111's WebUI or Forge, or " <code>"models/checkpoints/"</code> " of ComfyUI. From a smaller one only Likeness draws."</p>
+            {command.map(|command| view! { <CommandLine command /> })}
+        }
+        .into_any(),
+    }
+}
+
+#[component]
+fn WhereToPutTheLora(recipe: RecipeDraft, file: String, for_webuis: Option<bool>, prompt: String) -> impl IntoView {
+    if for_webuis == Some(true) {
+        let name = file.trim_end_matches(".safetensors").to_owned();
+        return view! {
+            <p>"The LoRA goes into " <code>"models/Lora/"</code> " of AUTOMATIC1111's WebUI or Forge, or " <code>"models/loras/"</code> " of ComfyUI. Choose the base model there, and write its name beside the caption: " <code>{format!("{prompt} <lora:{name}:1>")}</code></p>
+        }
+        .into_any();
+    }
+    view! {
+        <p>"The LoRA is drawn with over its base model:"</p>
+        <CommandLine command=command::sample_with_lora(&recipe, &file, &prompt) />
+    }
+    .into_any()
+}
+
+#[component]
+fn CommandLine(command: String) -> impl IntoView {
+    view! {
+        <p class="command">
+            <code>{command.clone()}</code>
+            <CopyButton text=Signal::stored(command) label="Copy the command" />
+        </p>
     }
 }

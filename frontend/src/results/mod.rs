@@ -89,6 +89,7 @@ fn Again(live: Live, prep: Prep) -> impl IntoView {
             .with_untracked(|m| m.as_ref().map(|m| m.defaults.clone()))
             .unwrap_or_default();
         prep.draft.update(|draft| *draft = draft.again(&recipe, &defaults));
+        prep.inspect_vae();
         // A model of an earlier visit may not be known to this one.
         if prep.model.with_untracked(Option::is_none) {
             prep.inspect(

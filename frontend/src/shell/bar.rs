@@ -16,7 +16,11 @@ use crate::ui::{Icon, IconView};
 pub fn TopBar(place: ReadSignal<Place>, live: Live, prep: Prep, studio: Studio) -> impl IntoView {
     let at = Memo::new(move |_| place.with(Place::index));
     let job = move || live.watched.get();
-    let photos = studio.summary();
+    // The first part: there is room for no more.
+    let photos = Signal::derive(move || {
+        let sentence = studio.summary().get();
+        sentence.split(';').next().unwrap_or_default().to_owned()
+    });
     let subject = Signal::derive(move || prep.draft.with(|draft| draft.instance_prompt()));
     let train = Signal::derive(move || {
         prep.plan.with(|plan| match plan.problems.len() as u64 {

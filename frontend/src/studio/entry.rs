@@ -115,6 +115,8 @@ pub struct Entry {
     /// Gone after a reload: the browser does not let a page open it again.
     pub file: StoredValue<Option<File>, LocalStorage>,
     pub package: StoredValue<Option<Package>, LocalStorage>,
+    /// Of one restored: its crop on the server, which is all there is of it.
+    pub restored_sha256: StoredValue<Option<String>>,
     /// Side of the newest PNG.
     pub side_px: StoredValue<u32>,
     /// Counts the crops asked for; an answer to an older one is dropped.
@@ -141,6 +143,7 @@ impl Entry {
             original_sha256: StoredValue::new(None),
             file: StoredValue::new_local(None),
             package: StoredValue::new_local(None),
+            restored_sha256: StoredValue::new(None),
             side_px: StoredValue::new(0),
             revision: StoredValue::new(0),
         }
@@ -160,14 +163,18 @@ impl Entry {
             sha256: kept.sha256.clone(),
         });
         entry.original_sha256.set_value(Some(kept.original_sha256.clone()));
+        entry.restored_sha256.set_value(Some(kept.sha256.clone()));
         entry.side_px.set_value(kept.side_px);
         entry
     }
 
-    /// What to remember; `None` until its upload is done.
+    /// What to remember; `None` until its upload is done. A restored crop that does not fit the model of this moment
+    /// fits the one it was made for.
     pub fn kept(&self) -> Option<Kept> {
-        let Upload::Done { sha256 } = self.upload.get() else {
-            return None;
+        let sha256 = match self.upload.get() {
+            Upload::Done { sha256 } => sha256,
+            _ if !self.has_file() => self.restored_sha256.get_value()?,
+            _ => return None,
         };
         Some(Kept {
             sha256,

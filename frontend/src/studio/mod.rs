@@ -125,7 +125,13 @@ impl Studio {
         }
         let on_the_way = self.photos.read().iter().filter(|e| e.is_on_the_way()).count();
         if on_the_way > 0 {
-            problems.push((Severity::Error, format!("{on_the_way} photos are still on their way")));
+            problems.push((
+                Severity::Error,
+                match on_the_way {
+                    1 => "1 photo is still on its way".into(),
+                    n => format!("{n} photos are still on their way"),
+                },
+            ));
         }
         let stuck = self
             .photos
@@ -136,7 +142,10 @@ impl Studio {
         if stuck > 0 {
             problems.push((
                 Severity::Error,
-                format!("{stuck} photos could not be sent; retry or remove them"),
+                match stuck {
+                    1 => "1 photo is not ready; see what it says".into(),
+                    n => format!("{n} photos are not ready; see what they say"),
+                },
             ));
         }
         problems
@@ -355,9 +364,15 @@ impl Studio {
                 entry.upload.set(Upload::Waiting);
                 self.ask(entry, crop);
             }
-        } else if is_ready && entry.side_px.get_value() != side_px {
-            let message = format!("This model takes {side_px} px. Drop the original again.");
-            entry.upload.set(Upload::Failed { message });
+        } else if is_ready {
+            let fits = entry.side_px.get_value() == side_px;
+            entry.upload.set(match entry.restored_sha256.get_value() {
+                // Also after a model that it did not fit, or before the server had said what its models take.
+                Some(sha256) if fits => Upload::Done { sha256 },
+                _ => Upload::Failed {
+                    message: format!("This model takes {side_px} px. Drop the original again."),
+                },
+            });
         }
     }
 

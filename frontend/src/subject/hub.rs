@@ -1,6 +1,6 @@
 //! The Hub: what its models cost to have, and the token that some ask for.
 
-use app::api::{HubFacts, HubToken, hub_codes};
+use app::api::{HubFacts, HubToken};
 use app::words;
 use leptos::prelude::*;
 use leptos::task::spawn_local;
@@ -26,19 +26,30 @@ pub fn HubLine(facts: HubFacts) -> impl IntoView {
     }
 }
 
-/// Whether a token may be what is missing.
-pub fn asks_for_token(trouble: &Trouble) -> bool {
-    matches!(trouble, Trouble::Refused(problem) if hub_codes::asks_for_token(&problem.code))
+/// The token, folded away until the Hub asks for it.
+#[component]
+pub fn Token(live: Live, needed: Signal<bool>, on_saved: impl Fn() + Copy + Send + Sync + 'static) -> impl IntoView {
+    let known = Memo::new(move |_| live.server.with(|s| s.ready().is_some_and(|s| s.has_hub_token)));
+    let state = move || match (known.get(), needed.get()) {
+        (true, _) => "kept on the server",
+        (false, true) => "asked for",
+        (false, false) => "only some models ask for one",
+    };
+    view! {
+        <details class="token" prop:open=needed>
+            <summary class="disclosure">"Token for the Hub"<span class="quiet">{state}</span></summary>
+            <TokenField live known on_saved />
+        </details>
+    }
 }
 
 /// Enters, replaces or forgets the token. It goes to the server and never comes back.
 #[component]
-pub fn TokenField(live: Live, on_saved: impl Fn() + Copy + Send + Sync + 'static) -> impl IntoView {
+fn TokenField(live: Live, known: Memo<bool>, on_saved: impl Fn() + Copy + Send + Sync + 'static) -> impl IntoView {
     let announcer = expect_context::<Announcer>();
     let text = RwSignal::new(String::new());
     let sending = RwSignal::new(false);
     let trouble = RwSignal::new(None::<Trouble>);
-    let known = Memo::new(move |_| live.server.with(|s| s.ready().is_some_and(|s| s.has_hub_token)));
     let ended = move |answer: Result<(), Trouble>, said: &'static str| {
         sending.set(false);
         match answer {
@@ -69,10 +80,10 @@ pub fn TokenField(live: Live, on_saved: impl Fn() + Copy + Send + Sync + 'static
     };
     view! {
         <form class="field" on:submit=save>
-            <label for="hub-token">"Token for the Hub"</label>
             <div class="field-row">
                 <input
                     id="hub-token"
+                    aria-label="Token for the Hub"
                     type="password"
                     autocomplete="off"
                     spellcheck="false"
@@ -89,6 +100,6 @@ pub fn TokenField(live: Live, on_saved: impl Fn() + Copy + Send + Sync + 'static
                 "Some models ask you to agree to their licence first; the token shows that you did. It stays on the server, in a file that only it reads: in no recipe, event or log."
             </p>
         </form>
-        {move || trouble.get().map(|trouble| view! { <Notice tone=Tone::Error>{format!("{trouble}.")}</Notice> })}
+        {move || trouble.get().map(|trouble| view! { <Notice tone=Tone::Error>{trouble.sentence()}</Notice> })}
     }
 }

@@ -3,6 +3,7 @@
 mod drawings;
 mod hub;
 mod model;
+mod vae;
 
 use app::preset::SubjectKind;
 use app::recipe;
@@ -99,6 +100,8 @@ fn Prompts(prep: Prep) -> impl IntoView {
     let instance = Signal::derive(move || prep.draft.with(|d| d.instance_prompt()));
     let class = Signal::derive(move || prep.draft.with(|d| d.class_prompt()));
     let prior = Signal::derive(move || prep.plan.with(|plan| plan.recipe.prior.is_some()));
+    let (token, noun) = (prep.problem("token"), prep.problem("class_noun"));
+    let word_missing = Signal::derive(move || token.with(Option::is_some) || noun.with(Option::is_some));
     let with_words = move |make: fn(&app::draft::JobDraft) -> String| prep.draft.with(make);
     view! {
         <fieldset class="part">
@@ -110,7 +113,11 @@ fn Prompts(prep: Prep) -> impl IntoView {
                 follows=Signal::derive(move || with_words(|d| recipe::instance_prompt(&d.token, &d.class_noun)))
                 problem=prep.problem("concepts.0.instance_prompt")
                 edit=move |text| prep.draft.update(|d| d.instance_prompt = text)
-                about=Signal::derive(move || format!("Use it in your prompts later, and build on it: “{}, in a garden”.", instance.get()))
+                about=Signal::derive(move || if word_missing.get() {
+                    "It is whole when both words are there.".into()
+                } else {
+                    format!("Use it in your prompts later, and build on it: “{}, in a garden”.", instance.get())
+                })
             />
             <Show when=move || prior.get() fallback=|| view! { <p class="quiet">"Without prior preservation there are no pictures of the kind, and no caption for them."</p> }>
                 <Prompt

@@ -1,4 +1,4 @@
-//! The base model: one the server lists, a path on the server, or a model of the Hub; and a VAE in place of its own.
+//! The base model: one the server lists, a path on the server, or a model of the Hub.
 
 use app::api::ModelInfo;
 use app::recipe::{self, RecipeProblem};
@@ -10,7 +10,8 @@ use crate::net::live::Live;
 use crate::prep::{Prep, reference_of};
 use crate::ui::{Notice, Tone};
 
-use super::hub::{HubLine, TokenField, asks_for_token};
+use super::hub::{HubLine, Token};
+use super::vae::VaeField;
 
 #[component]
 pub fn ModelChoice(prep: Prep, live: Live) -> impl IntoView {
@@ -18,13 +19,31 @@ pub fn ModelChoice(prep: Prep, live: Live) -> impl IntoView {
         live.server
             .with(|s| s.ready().map(|s| s.models.clone()).unwrap_or_default())
     };
+    let typed = TypedReference::new(prep);
+    // Before the Hub asks for it, wherever something of the Hub is named.
+    let offers_token = move || {
+        let has_token = live.server.with(|s| s.ready().is_some_and(|s| s.has_hub_token));
+        let vae_of_hub = || {
+            prep.draft
+                .with(|d| recipe::may_be_hub_id(&d.pretrained_vae_name_or_path))
+        };
+        has_token || typed.of_hub.get() || vae_of_hub() || prep.needs_token()
+    };
+    let ask_again = move || {
+        if untrack(|| prep.model_needs_token()) {
+            typed.ask(prep);
+        }
+        if untrack(|| prep.vae_needs_token()) {
+            prep.inspect_vae();
+        }
+    };
     view! {
         <fieldset class="part">
             <legend>"Base model"</legend>
             <p class="quiet">"What it starts from. The starter is here already; any Stable Diffusion 1.x or 2.x model works too, from the server's disk or from the Hugging Face Hub."</p>
             {move || match live.server.get() {
                 Fetched::Pending => Some(view! { <div class="skeleton skeleton-line" aria-label="Asking the server for its models"></div> }.into_any()),
-                Fetched::Failed(trouble) => Some(view! { <Notice tone=Tone::Error>{format!("{trouble}.")}</Notice> }.into_any()),
+                Fetched::Failed(trouble) => Some(view! { <Notice tone=Tone::Error>{trouble.sentence()}</Notice> }.into_any()),
                 Fetched::Ready(_) => None,
             }}
             <div class="models">
@@ -32,9 +51,53 @@ pub fn ModelChoice(prep: Prep, live: Live) -> impl IntoView {
                     <ModelCard model prep />
                 </For>
             </div>
-            <ReferenceField prep live listed=Signal::derive(listed) />
+            <ReferenceField prep typed listed=Signal::derive(listed) />
             <VaeField prep />
+            <Show when=offers_token>
+                <Token live needed=Signal::derive(move || prep.needs_token()) on_saved=ask_again />
+            </Show>
         </fieldset>
+    }
+}
+
+/// A model's name or path as it is typed, and its revision where the Hub has it.
+#[derive(Clone, Copy)]
+struct TypedReference {
+    reference: RwSignal<String>,
+    revision: RwSignal<String>,
+    of_hub: Memo<bool>,
+    problem: Memo<Option<String>>,
+}
+
+impl TypedReference {
+    fn new(prep: Prep) -> Self {
+        let chosen = prep.draft.with_untracked(|d| d.pretrained_model_name_or_path.clone());
+        let of_starter = chosen == recipe::STARTER;
+        let reference = RwSignal::new(if of_starter { String::new() } else { chosen });
+        let revision = RwSignal::new(prep.draft.with_untracked(|d| d.revision.clone()));
+        let of_hub = Memo::new(move |_| reference.with(|text| recipe::may_be_hub_id(text)));
+        let problem = Memo::new(move |_| {
+            let got = revision.get().trim().to_owned();
+            let wrong = of_hub.get() && !got.is_empty() && !recipe::is_revision(&got);
+            wrong.then(|| RecipeProblem::NoRevision { got }.to_string())
+        });
+        Self {
+            reference,
+            revision,
+            of_hub,
+            problem,
+        }
+    }
+
+    /// Asks the server what it is, unless it cannot be anything.
+    fn ask(self, prep: Prep) {
+        let reference = self.reference.get_untracked().trim().to_owned();
+        if reference.is_empty() || self.problem.get_untracked().is_some() {
+            return;
+        }
+        let of_hub = self.of_hub.get_untracked();
+        let revision = of_hub.then(|| self.revision.get_untracked().trim().to_owned());
+        prep.inspect(reference, revision.unwrap_or_default());
     }
 }
 
@@ -83,45 +146,22 @@ fn ModelFacts(model: ModelInfo) -> impl IntoView {
 
 /// A model on the server's disk or of the Hub, looked at before it is taken. Nothing large is downloaded for that.
 #[component]
-fn ReferenceField(prep: Prep, live: Live, listed: Signal<Vec<ModelInfo>>) -> impl IntoView {
+fn ReferenceField(prep: Prep, typed: TypedReference, listed: Signal<Vec<ModelInfo>>) -> impl IntoView {
     let is_listed = move |path: &str| listed.with(|all| all.iter().any(|m| m.pretrained_model_name_or_path == path));
-    let chosen = prep.draft.with_untracked(|d| d.pretrained_model_name_or_path.clone());
-    let reference = RwSignal::new(if chosen == app::recipe::STARTER {
-        String::new()
-    } else {
-        chosen
-    });
-    let revision = RwSignal::new(prep.draft.with_untracked(|d| d.revision.clone()));
-    let of_hub = Memo::new(move |_| reference.with(|text| recipe::may_be_hub_id(text)));
-    let problem = Memo::new(move |_| {
-        let got = revision.get().trim().to_owned();
-        let wrong = of_hub.get() && !got.is_empty() && !recipe::is_revision(&got);
-        wrong.then(|| RecipeProblem::NoRevision { got }.to_string())
-    });
-    let ask = move || {
-        let reference = reference.get_untracked().trim().to_owned();
-        if !reference.is_empty() && problem.get_untracked().is_none() {
-            let revision = of_hub
-                .get_untracked()
-                .then(|| revision.get_untracked().trim().to_owned());
-            prep.inspect(reference, revision.unwrap_or_default());
-        }
-    };
+    let TypedReference {
+        reference,
+        revision,
+        of_hub,
+        problem,
+    } = typed;
     let check = move |event: leptos::ev::SubmitEvent| {
         event.prevent_default();
-        ask();
+        typed.ask(prep);
     };
-    let needs_token = Memo::new(move |_| {
-        prep.inspected
-            .with(|asked| matches!(asked, Some(Fetched::Failed(trouble)) if asks_for_token(trouble)))
-    });
-    let has_token = move || live.server.with(|s| s.ready().is_some_and(|s| s.has_hub_token));
     let answer = move || match prep.inspected.get() {
         None => ().into_any(),
         Some(Fetched::Pending) => view! { <p class="quiet" role="status">"Reading the model."</p> }.into_any(),
-        Some(Fetched::Failed(trouble)) => {
-            view! { <Notice tone=Tone::Error>{format!("{trouble}.")}</Notice> }.into_any()
-        }
+        Some(Fetched::Failed(trouble)) => view! { <Notice tone=Tone::Error>{trouble.sentence()}</Notice> }.into_any(),
         Some(Fetched::Ready(model)) if model.hub.is_none() && is_listed(&model.pretrained_model_name_or_path) => {
             ().into_any()
         }
@@ -161,36 +201,5 @@ fn ReferenceField(prep: Prep, live: Live, listed: Signal<Vec<ModelInfo>>) -> imp
             </p>
         </form>
         {answer}
-        <Show when=move || needs_token.get() || has_token()>
-            <TokenField live on_saved=move || if needs_token.get_untracked() { ask() } />
-        </Show>
-    }
-}
-
-/// For samples and the finished checkpoint; empty keeps the model's own.
-#[component]
-fn VaeField(prep: Prep) -> impl IntoView {
-    let vae = Signal::derive(move || prep.draft.with(|d| d.pretrained_vae_name_or_path.clone()));
-    let problem = prep.problem("pretrained_vae_name_or_path");
-    view! {
-        <div class="field">
-            <label for="vae">"Another VAE"</label>
-            <div class="field-row">
-                <input
-                    id="vae"
-                    type="text"
-                    autocomplete="off"
-                    spellcheck="false"
-                    placeholder="The model's own"
-                    prop:value=vae
-                    aria-describedby="vae-about"
-                    on:input=move |event| prep.draft.update(|d| d.pretrained_vae_name_or_path = event_target_value(&event))
-                />
-            </div>
-            <p class="quiet" id="vae-about">
-                {move || problem.get().map(|words| view! { <span class="field-problem">{words}</span> })}
-                "The part that turns numbers into pixels, for samples and the checkpoint. A path, or a name on the Hub such as stabilityai/sd-vae-ft-mse."
-            </p>
-        </div>
     }
 }

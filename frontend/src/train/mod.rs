@@ -41,8 +41,10 @@ fn Start(live: Live, prep: Prep, studio: Studio) -> impl IntoView {
     let refusal = RwSignal::new(None::<Trouble>);
     let uploaded = studio.uploaded();
     let blocked = studio.blocked();
+    let vae_misfit = prep.vae_misfit();
     let ready = Memo::new(move |_| {
         blocked.with(Option::is_none)
+            && vae_misfit.with(Option::is_none)
             && prep.plan.with(|plan| plan.problems.is_empty())
             && live.link.get() == Link::Open
     });
@@ -76,8 +78,8 @@ fn Start(live: Live, prep: Prep, studio: Studio) -> impl IntoView {
         </div>
         {move || refusal.get().map(|trouble| {
             let others = trouble.problems().into_iter().skip(1);
-            let others = others.map(|p| view! { <p>{format!("{}.", p.message)}</p> }).collect_view();
-            view! { <Notice tone=Tone::Error><p>{format!("{trouble}.")}</p>{others}</Notice> }
+            let others = others.map(|p| view! { <p>{words::sentence(&p.message)}</p> }).collect_view();
+            view! { <Notice tone=Tone::Error><p>{trouble.sentence()}</p>{others}</Notice> }
         })}
     }
 }
@@ -137,6 +139,20 @@ fn Preflight(live: Live, prep: Prep, studio: Studio) -> impl IntoView {
             None => "not checked yet".into(),
         })
     });
+    let vae_problem = prep.vae_problem();
+    let other_vae = move || prep.draft.with(|d| !d.pretrained_vae_name_or_path.trim().is_empty());
+    let vae = Signal::derive(move || {
+        let name = prep.draft.with(|d| d.pretrained_vae_name_or_path.trim().to_owned());
+        let missing = prep.vae.with(|asked| {
+            let facts = asked.as_ref()?.ready()?.hub.as_ref()?;
+            (facts.missing_bytes > 0).then_some(facts.missing_bytes)
+        });
+        match (vae_problem.get(), missing) {
+            (Some(words), _) => words,
+            (None, Some(bytes)) => format!("{name}, {} are downloaded first", words::bytes(bytes)),
+            (None, None) => name,
+        }
+    });
     let settings_wrong = move || {
         prep.plan
             .with(|p| p.problems.keys().filter(|f| !is_prompt(f)).count() as u64)
@@ -148,6 +164,9 @@ fn Preflight(live: Live, prep: Prep, studio: Studio) -> impl IntoView {
         (n, _) => format!("{} below", words::plural(n, "thing to fix", "things to fix")),
     });
     let device = Signal::derive(move || {
+        if live.link.get() != Link::Open {
+            return "no connection to the server".to_owned();
+        }
         live.server
             .with(|s| s.ready().map_or("no server".to_owned(), |s| s.device.name.clone()))
     });
@@ -157,6 +176,9 @@ fn Preflight(live: Live, prep: Prep, studio: Studio) -> impl IntoView {
             <Check what="Photos" figure=photos good=good(Box::new(move || blocked.with(Option::is_none))) fix=Place::Photos.hash() />
             <Check what="Prompts" figure=prompts good=good(Box::new(move || prompt_problem().is_none())) fix=Place::Subject.hash() />
             <Check what="Base model" figure=model good=model_known fix=Place::Subject.hash() />
+            <Show when=other_vae>
+                <Check what="VAE" figure=vae good=Signal::derive(move || vae_problem.with(Option::is_none)) fix=Place::Subject.hash() />
+            </Show>
             <Check what="Settings" figure=settings good=good(Box::new(move || settings_wrong() == 0)) />
             <Check what="Device" figure=device good=good(Box::new(move || live.link.get() == Link::Open)) />
         </ul>

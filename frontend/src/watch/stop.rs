@@ -23,7 +23,7 @@ pub fn StopButton(job: JobId, state: Signal<JobState>) -> impl IntoView {
             let answer = http::post::<JobSummary>(&path, &json!({})).await;
             if let Err(trouble) = answer {
                 sent.try_set(false);
-                failed.try_set(Some(format!("{trouble}.")));
+                failed.try_set(Some(trouble.sentence()));
             }
         });
     };

@@ -1,10 +1,12 @@
 //! What a base model is to a person, and what settings suit it for a first run.
 
-use app::api::{HubFacts, ModelInfo};
+use app::api::{HubFacts, ModelInfo, VaeInfo};
 use app::recipe::{PriorPreservation, RecipeDraft, STARTER, SamplePlan};
 
-use crate::formats::{Configs, architecture};
+use crate::formats::architecture::Parameter;
+use crate::formats::{Configs, architecture, is_standard_vae};
 use crate::hub::Description;
+use crate::models::config::VaeConfig;
 use crate::pipeline::LATENT_PX;
 
 /// Describes a model by its configurations.
@@ -13,12 +15,12 @@ pub fn describe(reference: &str, configs: &Configs) -> ModelInfo {
         architecture::unet(&configs.unet),
         architecture::text_encoder(&configs.text_encoder),
     ];
-    let count = |shape: &Vec<usize>| shape.iter().product::<usize>() as u64;
     ModelInfo {
         pretrained_model_name_or_path: reference.into(),
         title: title(reference),
         resolution: (configs.unet.sample_size * LATENT_PX) as u32,
-        parameters: trained.iter().flatten().map(|parameter| count(&parameter.shape)).sum(),
+        parameters: trained.iter().map(|network| count(network)).sum(),
+        latent_channels: configs.unet.in_channels as u32,
         loads_in_webuis: configs.is_standard(),
         defaults: recipe(reference),
         hub: None,
@@ -34,14 +36,34 @@ pub fn describe_remote(
 ) -> ModelInfo {
     ModelInfo {
         title: reference.into(),
-        hub: Some(HubFacts {
-            card: description.card.clone(),
-            license: description.license.clone(),
-            bytes: description.bytes,
-            missing_bytes: description.missing_bytes,
-            revision: revision.map(str::to_owned),
-        }),
+        hub: Some(hub_facts(revision, description)),
         ..describe(reference, configs)
+    }
+}
+
+/// Describes a VAE; `description` is of one that the Hub has.
+pub fn describe_vae(reference: &str, config: &VaeConfig, description: Option<&Description>) -> VaeInfo {
+    VaeInfo {
+        pretrained_vae_name_or_path: reference.into(),
+        parameters: count(&architecture::vae(config)),
+        latent_channels: config.latent_channels as u32,
+        loads_in_webuis: is_standard_vae(config),
+        hub: description.map(|description| hub_facts(None, description)),
+    }
+}
+
+fn count(network: &[Parameter]) -> u64 {
+    let of = |parameter: &Parameter| parameter.shape.iter().product::<usize>() as u64;
+    network.iter().map(of).sum()
+}
+
+fn hub_facts(revision: Option<&str>, description: &Description) -> HubFacts {
+    HubFacts {
+        card: description.card.clone(),
+        license: description.license.clone(),
+        bytes: description.bytes,
+        missing_bytes: description.missing_bytes,
+        revision: revision.map(str::to_owned),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::Connection;
 
 /// What `PRAGMA user_version` must be; migrations go one version at a time.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 const SCHEMA_1: &str = "
 CREATE TABLE photos (
@@ -28,6 +28,9 @@ CREATE TABLE jobs (
     last_seq   INTEGER NOT NULL
 ) STRICT;
 ";
+
+/// NULL in the rows of before: it was not kept then.
+const SCHEMA_2: &str = "ALTER TABLE jobs ADD COLUMN loads_in_webuis INTEGER;";
 
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
@@ -62,11 +65,13 @@ impl Db {
         if found > SCHEMA_VERSION {
             return Err(DbError::Newer { found });
         }
-        if found < 1 {
-            let change = connection.transaction()?;
-            change.execute_batch(SCHEMA_1)?;
-            change.pragma_update(None, "user_version", 1)?;
-            change.commit()?;
+        for (version, schema) in [(1, SCHEMA_1), (2, SCHEMA_2)] {
+            if found < version {
+                let change = connection.transaction()?;
+                change.execute_batch(schema)?;
+                change.pragma_update(None, "user_version", version)?;
+                change.commit()?;
+            }
         }
         Ok(Self(Arc::new(Mutex::new(connection))))
     }
@@ -111,5 +116,22 @@ mod tests {
         db.now(|c| c.pragma_update(None, "user_version", 99)).expect("set");
         drop(db);
         assert!(matches!(Db::open(&path), Err(DbError::Newer { found: 99 })));
+    }
+
+    #[test]
+    fn jobs_of_the_first_version_are_still_there() {
+        let connection = Connection::open_in_memory().expect("opens");
+        let recipe = serde_json::to_string(&app::recipe::RecipeDraft::default()).expect("JSON");
+        connection.execute_batch(SCHEMA_1).expect("made");
+        connection.pragma_update(None, "user_version", 1).expect("set");
+        let row = "INSERT INTO jobs (id, created_ms, title, recipe, state, step, steps, last_seq)
+                   VALUES ('dog-1', 1, 'photo of zwx dog', ?1, '{\"state\":\"done\"}', 8, 8, 9)";
+        connection.execute(row, [recipe]).expect("added");
+        let db = Db::prepare(connection).expect("brought up");
+        let jobs = crate::jobs::table::all(&db).expect("read");
+        let [(summary, _, loads_in_webuis)] = &jobs[..] else {
+            panic!("{} jobs", jobs.len())
+        };
+        assert_eq!((summary.step, *loads_in_webuis), (8, None));
     }
 }

@@ -36,8 +36,10 @@ pub enum ApiError {
     JobRuns(String),
     #[error("job {0} is over already")]
     JobIsOver(String),
-    #[error("the model cannot be used: {message}")]
+    #[error("the {what} cannot be used: {message}")]
     Model {
+        /// `model` or `VAE`.
+        what: &'static str,
         field: &'static str,
         /// `model`, or one of `hub_codes`.
         code: &'static str,

@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use app::api::{ApiProblem, DeviceInfo, ModelInfo, hub_codes};
+use app::api::{ApiProblem, DeviceInfo, ModelInfo, VaeInfo, hub_codes};
 use app::recipe::STARTER;
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -114,18 +114,33 @@ impl Trainers {
         {
             return Ok(info);
         }
-        let trainer = self.chosen().await?;
-        let _permit = self.at_once.acquire().await;
-        let mut args = vec!["inspect", "--model", &reference];
-        args.extend(revision.iter().flat_map(|revision| ["--revision", revision]));
-        let token = self.hub_token.entered();
-        let info: ModelInfo = ask(&trainer.path, "inspect", &args, token, INSPECT_LIMIT).await?;
+        let more: Vec<&str> = revision.iter().flat_map(|revision| ["--revision", revision]).collect();
+        let info: ModelInfo = self.ask_about(&reference, &more).await?;
         // The Hub is asked again: what is here of its model grows while it is downloaded.
         if info.hub.is_none() {
             let mut inspected = self.inspected.lock().unwrap_or_else(PoisonError::into_inner);
             inspected.insert(reference, (changed, info.clone()));
         }
         Ok(info)
+    }
+
+    /// What the VAE is, by itself or as part of a whole model. A relative path is looked for in the models folder.
+    ///
+    /// # Errors
+    /// When the trainer cannot read it, in the trainer's words.
+    pub async fn inspect_vae(&self, reference: &str) -> Result<VaeInfo, TrainerError> {
+        self.ask_about(&self.resolve(reference), &["--part", "vae"]).await
+    }
+
+    async fn ask_about<T: serde::de::DeserializeOwned>(
+        &self,
+        reference: &str,
+        more: &[&str],
+    ) -> Result<T, TrainerError> {
+        let trainer = self.chosen().await?;
+        let _permit = self.at_once.acquire().await;
+        let args = [&["inspect", "--model", reference], more].concat();
+        ask(&trainer.path, "inspect", &args, self.hub_token.entered(), INSPECT_LIMIT).await
     }
 
     /// The path as the trainer will be given it, wherever it runs.

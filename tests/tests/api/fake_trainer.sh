@@ -10,6 +10,18 @@ doctor)
     echo '{"trainer":"cpu","name":"CPU, pretended","why":"a test"}'
     exit ;;
 inspect)
+    if [ "${4:-} ${5:-}" = "--part vae" ]; then
+        channels=4
+        case "$3" in
+        owner/vae) ;;
+        wide/vae) channels=16 ;;
+        *)
+            echo "error: $3: lacks the VAE's weights" >&2
+            exit 1 ;;
+        esac
+        echo '{"pretrained_vae_name_or_path":"'"$3"'","parameters":7,"latent_channels":'"$channels"',"loads_in_webuis":true,"hub":{"card":"https://hub.example.org/'"$3"'","license":"mit","bytes":9,"missing_bytes":9}}'
+        exit
+    fi
     if [ "$3" = wants/token ] && [ "${HF_TOKEN:-}" != hf_secretForTests ]; then
         echo '{"code":"hub_token","message":"wants/token: the Hub wants a token for it"}'
         echo "error: wants/token: the Hub wants a token for it" >&2
@@ -21,7 +33,7 @@ inspect)
     fi
     hub=
     [ "$3" = starter ] || hub=',"hub":{"card":"https://hub.example.org/wants/token","bytes":9,"missing_bytes":9}'
-    echo '{"pretrained_model_name_or_path":"'"$3"'","title":"Starter","resolution":64,"parameters":7,"loads_in_webuis":false,"defaults":{}'"$hub"'}'
+    echo '{"pretrained_model_name_or_path":"'"$3"'","title":"Starter","resolution":64,"parameters":7,"latent_channels":4,"loads_in_webuis":false,"defaults":{}'"$hub"'}'
     exit ;;
 job)
     dir=$3

@@ -1,4 +1,4 @@
-//! A model of the Hub, chosen on the page: refused without a token, described, downloaded, trained.
+//! A model and a VAE of the Hub, chosen on the page: refused without a token, described, downloaded, trained.
 
 use tests::browser::Screen;
 use tests::hub::{Hub, Repository};
@@ -16,7 +16,10 @@ async fn browser_a_model_of_the_hub_is_described_then_downloaded_and_trained() -
         revisions: vec!["v2".into()],
         ..Repository::of_folder(&golden.join("tiny-sd"))?
     };
-    let vae = Repository::of_folder(&crate::golden::dir_of("tiny-sd21").join("vae"))?;
+    let vae = Repository {
+        license: Some("mit"),
+        ..Repository::of_folder(&crate::golden::dir_of("tiny-sd21").join("vae"))?
+    };
     let hub = Hub::start([("owner/private", model), ("owner/vae", vae)])?;
     let home = tempfile::tempdir()?;
     let home = home.path().to_string_lossy();
@@ -27,6 +30,11 @@ async fn browser_a_model_of_the_hub_is_described_then_downloaded_and_trained() -
 
     visit.go("#subject").await?;
     visit.browser.fill("#model-path", "owner/private").await?;
+    let folded = "const token = document.querySelector('.token'); return !!token && !token.open";
+    visit
+        .browser
+        .wait_until("the token is offered, and folded away", folded, PATIENCE)
+        .await?;
     visit.browser.fill("#revision", "../v2").await?;
     let wrong = visit.browser.text("#model-about .field-problem").await?;
     assert!(wrong.contains("revision is `../v2`; it must be a branch"), "{wrong}");
@@ -52,7 +60,20 @@ async fn browser_a_model_of_the_hub_is_described_then_downloaded_and_trained() -
         "",
         "the token does not stay in the page"
     );
+    hub.asked();
+    visit.browser.fill("#vae", "owner/none").await?;
+    visit.browser.click("form:has(#vae) button[type=submit]").await?;
+    let wrong = visit.browser.text("#vae-about .field-problem").await?;
+    assert!(wrong.contains("the Hub has no model of this name"), "{wrong}");
+    visit.browser.shoot("phone-hub-wrong-vae").await?;
     visit.browser.fill("#vae", "owner/vae").await?;
+    assert_eq!(visit.browser.count("#vae-about .field-problem").await?, 0);
+    visit.browser.click("form:has(#vae) button[type=submit]").await?;
+    let card = visit.browser.text(".vae-facts").await?;
+    assert!(card.contains("Licence: mit."), "{card}");
+    assert!(card.contains("are downloaded when training starts"), "{card}");
+    let large = |asked: &tests::hub::Asked| asked.path.ends_with(".safetensors");
+    assert!(!hub.asked().iter().any(large), "nothing large is downloaded for that");
     visit.browser.shoot("phone-hub-model").await?;
     let too_wide = "return document.documentElement.scrollWidth - innerWidth";
     assert_eq!(
@@ -84,6 +105,18 @@ async fn browser_a_model_of_the_hub_is_described_then_downloaded_and_trained() -
     assert_eq!(recipe.revision.as_deref(), Some("v2"));
     assert_eq!(recipe.pretrained_vae_name_or_path.as_deref(), Some("owner/vae"));
     visit.wait_for_results().await?;
+
+    visit.go("#subject").await?;
+    visit.browser.click(".token summary").await?;
+    visit.browser.click(".token button.button-quiet").await?;
+    let gone = "return document.querySelector('.token summary').innerText.includes('only some models ask for one')";
+    visit
+        .browser
+        .wait_until("the token is forgotten", gone, PATIENCE)
+        .await?;
+    let info = reqwest::get(format!("{}/api/server", visit.server.url)).await?;
+    let info: app::api::ServerInfo = serde_json::from_slice(&info.bytes().await?)?;
+    assert!(!info.has_hub_token);
     visit.expect_no_errors().await?;
     visit.browser.end().await
 }

@@ -1,6 +1,7 @@
-//! `inspect`: a base model as the page shows it. Of a model of the Hub only the small files are downloaded, and of one on
-//! this disk no weights are read.
+//! `inspect`: a base model, or a VAE, as the page shows it. Of what the Hub has only the small files are downloaded, and of a
+//! model on this disk no weights are read.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use trainer::base_model::{self, LogWatch};
@@ -16,11 +17,24 @@ pub struct InspectArgs {
     /// Branch, tag or commit of a Hub id
     #[arg(long)]
     revision: Option<String>,
+    /// What to look for there: a whole model, or the VAE alone
+    #[arg(long, value_enum, default_value = "model")]
+    part: Part,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Part {
+    Model,
+    Vae,
 }
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
-    match describe(args) {
-        Ok(info) => println!("{}", serde_json::to_string(&info)?),
+    let described = match args.part {
+        Part::Model => describe(args).map(|model| serde_json::to_string(&model)),
+        Part::Vae => describe_vae(args).map(|vae| serde_json::to_string(&vae)),
+    };
+    match described {
+        Ok(info) => println!("{}", info?),
         Err(error) => {
             // For programs, which tell a missing token from a missing model by it.
             if let ModelError::Hub(refusal) = &error {
@@ -37,10 +51,25 @@ fn describe(args: &InspectArgs) -> Result<app::api::ModelInfo, ModelError> {
     let mut watch = LogWatch::default();
     if base_model::is_on_hub(&args.model) {
         let revision = args.revision.as_deref();
-        let description = hub::describe(&args.model, revision, &mut watch)?;
+        let description = hub::describe(&args.model, revision, hub::Part::Model, &mut watch)?;
         let configs = formats::load_configs(&description.folder)?;
         return Ok(defaults::describe_remote(&args.model, revision, &configs, &description));
     }
     let configs = base_model::configs_of(&args.model, &mut watch)?;
     Ok(defaults::describe(&args.model, &configs))
+}
+
+fn describe_vae(args: &InspectArgs) -> Result<app::api::VaeInfo, ModelError> {
+    if base_model::is_on_hub(&args.model) {
+        let mut watch = LogWatch::default();
+        let description = hub::describe(&args.model, args.revision.as_deref(), hub::Part::Vae, &mut watch)?;
+        let config = formats::load_vae_config(&description.folder)?;
+        return Ok(defaults::describe_vae(&args.model, &config, Some(&description)));
+    }
+    // A VAE is read; of a whole model in a file gigabytes stay unread.
+    let config = match Path::new(&args.model).is_dir() {
+        true => formats::load_vae(&args.model)?.config,
+        false => formats::outline(&args.model)?.configs.vae,
+    };
+    Ok(defaults::describe_vae(&args.model, &config, None))
 }

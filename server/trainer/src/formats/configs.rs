@@ -198,12 +198,7 @@ impl Configs {
             && a.attention_head_dim == b.attention_head_dim
             && a.norm_num_groups == b.norm_num_groups
             && a.use_linear_projection == b.use_linear_projection;
-        let (a, b) = (&self.vae, &known.vae);
-        let vae = a.block_out_channels == b.block_out_channels
-            && a.layers_per_block == b.layers_per_block
-            && a.norm_num_groups == b.norm_num_groups
-            && a.latent_channels == b.latent_channels;
-        unet && vae && self.text_encoder == known.text_encoder
+        unet && is_standard_vae(&self.vae) && self.text_encoder == known.text_encoder
     }
 
     /// The files that diffusers would write for these configurations.
@@ -260,6 +255,15 @@ impl Configs {
             ),
         })
     }
+}
+
+/// Whether WebUIs know a VAE of these shapes: that of Stable Diffusion 1.x is that of 2.x.
+pub fn is_standard_vae(vae: &VaeConfig) -> bool {
+    let known = Configs::sd1().vae;
+    vae.block_out_channels == known.block_out_channels
+        && vae.layers_per_block == known.layers_per_block
+        && vae.norm_num_groups == known.norm_num_groups
+        && vae.latent_channels == known.latent_channels
 }
 
 /// The version whose file layout we write.

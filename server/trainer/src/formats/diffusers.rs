@@ -1,7 +1,7 @@
 //! A diffusers folder: a sub-folder for each network with its configuration and weights.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ use super::tensor_file::TensorFile;
 use super::weight_names::weight_names;
 use super::weights::{ModelWeights, Tensors, Vae};
 use super::{atomic, found, safetensors_out, weights};
+use crate::models::config::VaeConfig;
 use crate::tokenizer::TokenizerFiles;
 
 /// Opens a folder.
@@ -122,24 +123,39 @@ fn open_first(folder: &Path, network: &str, which: &'static str) -> Result<Tenso
 
 /// The VAE of `folder`: its configuration at the root, as VAEs are published, or in `vae/` of a whole model.
 pub(super) fn load_vae(folder: &Path) -> Result<Vae, ModelError> {
-    let whole = folder.join("vae/config.json").is_file();
-    let folder = if whole {
-        folder.join("vae")
-    } else {
-        folder.to_path_buf()
-    };
-    let config_file = read_json(&folder.join("config.json"))?;
+    let folder = vae_folder(folder);
+    let (config_file, config) = vae_config(&folder)?;
     let file = open_first(&folder, "vae", "VAE's weights")?;
-    let config = serde_json::from_value(config_file.clone()).map_err(|source| ModelError::Json {
-        path: folder.join("config.json"),
-        source,
-    })?;
     let tensors = find_network(&file, architecture::vae(&config), architecture::present_vae_path)?;
     Ok(Vae {
         tensors: found::read(&file, &tensors)?,
         config,
         config_file,
     })
+}
+
+pub(super) fn vae_folder(folder: &Path) -> PathBuf {
+    let whole = folder.join("vae/config.json").is_file();
+    if whole {
+        folder.join("vae")
+    } else {
+        folder.to_path_buf()
+    }
+}
+
+/// The configuration of a VAE in its own folder, as it was read and as what we know of it.
+pub(super) fn vae_config(folder: &Path) -> Result<(Value, VaeConfig), ModelError> {
+    let path = folder.join("config.json");
+    let config_file = read_json(&path)?;
+    let config: VaeConfig = serde_json::from_value(config_file.clone()).map_err(|source| ModelError::Json {
+        path: path.clone(),
+        source,
+    })?;
+    if config.block_out_channels.is_empty() {
+        let what = "it has no blocks".into();
+        return Err(ModelError::Unsupported { path, what });
+    }
+    Ok((config_file, config))
 }
 
 fn read_text(path: &Path) -> Result<String, ModelError> {

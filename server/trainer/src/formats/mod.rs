@@ -23,7 +23,9 @@ mod weights;
 
 use std::path::Path;
 
-pub use configs::{ConfigFiles, Configs};
+use crate::models::config::VaeConfig;
+
+pub use configs::{ConfigFiles, Configs, is_standard_vae};
 pub use diffusers::{load_tokenizer, save_diffusers};
 pub use error::ModelError;
 use found::Found;
@@ -97,6 +99,14 @@ fn open(path: &Path) -> Result<Found, ModelError> {
     } else {
         Err(ModelError::NotFound(path.into()))
     }
+}
+
+/// The configuration of a folder's VAE, whose weights may not be there yet.
+///
+/// # Errors
+/// A file that is missing or not understood.
+pub fn load_vae_config(folder: &Path) -> Result<VaeConfig, ModelError> {
+    Ok(diffusers::vae_config(&diffusers::vae_folder(folder))?.1)
 }
 
 /// The configurations of a diffusers folder, whose weights may not be there yet.

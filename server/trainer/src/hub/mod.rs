@@ -40,7 +40,7 @@ pub struct Description {
     pub card: String,
     /// As its card names it, such as `creativeml-openrail-m`.
     pub license: Option<String>,
-    /// Of all files that training needs.
+    /// Of all files that training needs of it.
     pub bytes: u64,
     /// Of those that are not here yet.
     pub missing_bytes: u64,
@@ -98,17 +98,17 @@ pub fn fetch(id: &str, revision: Option<&str>, part: Part, watch: &mut dyn Watch
     Ok(found.folder)
 }
 
-/// What a model is, without its weights: a few small files are loaded.
+/// What a model, or a VAE, is, without its weights: a few small files are loaded.
 ///
 /// # Errors
 /// Why it cannot be had.
-pub fn describe(id: &str, revision: Option<&str>, watch: &mut dyn Watch) -> Result<Description, HubError> {
+pub fn describe(id: &str, revision: Option<&str>, part: Part, watch: &mut dyn Watch) -> Result<Description, HubError> {
     let client = Client::from_env();
-    let found = find(&client, id, revision, Part::Model, watch)?;
+    let found = find(&client, id, revision, part, watch)?;
     if found.listing.gated {
         client.check_access(&found.listing)?;
     }
-    for name in selection::config_files(&found.listing.names()) {
+    for name in selection::config_files(&found.listing.names(), part) {
         if let Some(file) = found.missing.iter().find(|file| file.name == name) {
             download::file(&client, &found.listing, file, &mut |_, _| ControlFlow::Continue(()))?;
         }

@@ -31,8 +31,12 @@ pub fn select(names: &BTreeSet<&str>, part: Part, fp16_first: bool) -> Result<Ve
     }
 }
 
-/// The small files that say what the model is.
-pub fn config_files(names: &BTreeSet<&str>) -> Vec<String> {
+/// The small files that say what the model, or the VAE, is.
+pub fn config_files(names: &BTreeSet<&str>, part: Part) -> Vec<String> {
+    if part == Part::Vae {
+        let below = vae_folder(names);
+        return below.map(|below| format!("{below}config.json")).into_iter().collect();
+    }
     let wanted = [
         "model_index.json",
         "unet/config.json",
@@ -48,7 +52,7 @@ pub fn config_files(names: &BTreeSet<&str>) -> Vec<String> {
 }
 
 fn model(names: &BTreeSet<&str>, fp16_first: bool) -> Result<Vec<String>, String> {
-    let mut files = config_files(names);
+    let mut files = config_files(names, Part::Model);
     let needed = [
         "unet/config.json",
         "vae/config.json",
@@ -69,12 +73,17 @@ fn model(names: &BTreeSet<&str>, fp16_first: bool) -> Result<Vec<String>, String
     Ok(files)
 }
 
-fn vae(names: &BTreeSet<&str>, fp16_first: bool) -> Result<Vec<String>, String> {
-    let below = ["", "vae/"].into_iter().find(|below| {
+/// Where the VAE's configuration is: at the root, or in `vae/` of a whole model.
+fn vae_folder(names: &BTreeSet<&str>) -> Option<&'static str> {
+    ["", "vae/"].into_iter().find(|below| {
         let is_whole_model = below.is_empty() && names.contains("unet/config.json");
         !is_whole_model && names.contains(format!("{below}config.json").as_str())
-    });
-    let below = below.ok_or("it has neither config.json nor vae/config.json, so it is no VAE in diffusers' layout")?;
+    })
+}
+
+fn vae(names: &BTreeSet<&str>, fp16_first: bool) -> Result<Vec<String>, String> {
+    let below = vae_folder(names)
+        .ok_or("it has neither config.json nor vae/config.json, so it is no VAE in diffusers' layout")?;
     let mut files = vec![format!("{below}config.json")];
     files.extend(weights(names, below, "vae", fp16_first)?);
     Ok(files)

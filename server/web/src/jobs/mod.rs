@@ -5,7 +5,7 @@ pub mod folder;
 pub mod names;
 pub mod runner;
 pub mod supervisor;
-mod table;
+pub(crate) mod table;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +27,8 @@ const LIST_PACE: Duration = Duration::from_secs(1);
 pub(crate) struct Entry {
     pub summary: JobSummary,
     pub recipe: Arc<Recipe>,
+    /// As in `JobDetail`.
+    pub loads_in_webuis: Option<bool>,
     pub stop_asked: bool,
     /// Latest `seq` in the log. Viewers wait on it and read the log themselves.
     pub last_seq: watch::Sender<u64>,
@@ -72,7 +74,13 @@ impl Jobs {
     ///
     /// # Errors
     /// What disk and database say.
-    pub async fn create(&self, recipe: Recipe, photos: Vec<Vec<PathBuf>>) -> Result<JobDetail, ApiError> {
+    pub async fn create(
+        &self,
+        recipe: Recipe,
+        loads_in_webuis: bool,
+        photos: Vec<Vec<PathBuf>>,
+    ) -> Result<JobDetail, ApiError> {
+        let loads_in_webuis = Some(loads_in_webuis);
         let id = names::job_id(&recipe).map_err(ApiError::internal)?;
         let (jobs, copy) = (self.clone(), recipe.clone());
         let work = move || -> Result<JobSummary, ApiError> {
@@ -87,10 +95,11 @@ impl Jobs {
                 title: names::title(&copy),
                 last_seq: 1,
             };
-            table::insert(&jobs.0.db, &summary, &copy).map_err(ApiError::internal)?;
+            table::insert(&jobs.0.db, &summary, &copy, loads_in_webuis).map_err(ApiError::internal)?;
             jobs.index().entries.push(Entry {
                 summary: summary.clone(),
                 recipe: Arc::new(copy),
+                loads_in_webuis,
                 stop_asked: false,
                 last_seq: watch::Sender::new(1),
             });
@@ -100,7 +109,11 @@ impl Jobs {
         tracing::info!(job.id = %summary.id, "job {} is queued", summary.id);
         self.publish_list();
         self.0.added.notify_one();
-        Ok(JobDetail { summary, recipe })
+        Ok(JobDetail {
+            summary,
+            recipe,
+            loads_in_webuis,
+        })
     }
 
     /// Newest first.
@@ -126,6 +139,7 @@ impl Jobs {
         Ok(JobDetail {
             summary: entry.summary.clone(),
             recipe: Recipe::clone(&entry.recipe),
+            loads_in_webuis: entry.loads_in_webuis,
         })
     }
 

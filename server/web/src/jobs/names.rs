@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher};
 
+use app::event::{ExportFile, ExportFormat};
 use app::job::{JobId, NotAJobId};
 use app::recipe::RecipeDraft;
 
@@ -33,16 +34,18 @@ pub fn job_id(recipe: &RecipeDraft) -> Result<JobId, NotAJobId> {
     JobId::parse(&format!("{}-{tail}", if noun.is_empty() { "job" } else { &noun }))
 }
 
-/// Such as `zwx-dog-800.safetensors`: the subject, the step, and the extension of the file on disk.
-pub fn download(recipe: &RecipeDraft, step: u32, file: &str) -> String {
+/// Such as `zwx-dog-800.safetensors`: the subject, the step, and the extension of the file on disk. A LoRA says that it
+/// is one, or it would take the whole model's name.
+pub fn download(recipe: &RecipeDraft, step: u32, file: &ExportFile) -> String {
     let title = title(recipe);
     let subject = ["a photo of ", "photo of "]
         .iter()
         .find_map(|lead| title.strip_prefix(lead));
     let subject = slug(subject.unwrap_or(&title), 60);
-    let extension = file.rsplit_once('.').map_or("bin", |(_, extension)| extension);
+    let extension = file.name.rsplit_once('.').map_or("bin", |(_, extension)| extension);
     let subject = if subject.is_empty() { "likeness" } else { &subject };
-    format!("{subject}-{step}.{extension}")
+    let lora = if file.format == ExportFormat::Lora { "-lora" } else { "" };
+    format!("{subject}-{step}{lora}.{extension}")
 }
 
 /// Lower-case ASCII letters, digits and single hyphens.
@@ -85,9 +88,17 @@ mod tests {
 
     #[test]
     fn downloads_are_named_after_subject_and_step() {
-        let name = |prompt| download(&recipe(prompt), 800, "model.safetensors");
+        let file = |format| ExportFile {
+            name: "model.safetensors".into(),
+            format,
+            bytes: 1,
+            sha256: String::new(),
+        };
+        let name = |prompt| download(&recipe(prompt), 800, &file(ExportFormat::Safetensors));
         assert_eq!(name("photo of zwx dog"), "zwx-dog-800.safetensors");
         assert_eq!(name("Portrait: zwx \"man\"\r\n"), "portrait-zwx-man-800.safetensors");
         assert_eq!(name("写真"), "likeness-800.safetensors");
+        let lora = download(&recipe("photo of zwx dog"), 800, &file(ExportFormat::Lora));
+        assert_eq!(lora, "zwx-dog-800-lora.safetensors");
     }
 }

@@ -44,12 +44,13 @@ impl Jobs {
         std::fs::create_dir_all(&dir).map_err(io)?;
         let mut known = BTreeSet::new();
         let mut entries = Vec::new();
-        for (summary, recipe) in table::all(&db)? {
+        for (summary, recipe, loads_in_webuis) in table::all(&db)? {
             known.insert(summary.id.clone());
             entries.push(Entry {
                 last_seq: watch::Sender::new(summary.last_seq),
                 stop_asked: false,
                 recipe: Arc::new(recipe),
+                loads_in_webuis,
                 summary,
             });
         }
@@ -64,7 +65,7 @@ impl Jobs {
                 && !known.contains(&id)
                 && let Some(entry) = import(&JobFolder::new(found.path()), id)
             {
-                table::insert(&db, &entry.summary, &entry.recipe)?;
+                table::insert(&db, &entry.summary, &entry.recipe, entry.loads_in_webuis)?;
                 entries.push(entry);
             }
         }
@@ -268,6 +269,7 @@ fn import(folder: &JobFolder, id: JobId) -> Option<Entry> {
         last_seq: watch::Sender::new(summary.last_seq),
         stop_asked: false,
         recipe: Arc::new(recipe),
+        loads_in_webuis: None,
         summary,
     })
 }

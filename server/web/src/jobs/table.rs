@@ -5,12 +5,12 @@ use app::recipe::Recipe;
 
 use crate::db::Db;
 
-pub fn insert(db: &Db, job: &JobSummary, recipe: &Recipe) -> rusqlite::Result<()> {
+pub fn insert(db: &Db, job: &JobSummary, recipe: &Recipe, loads_in_webuis: Option<bool>) -> rusqlite::Result<()> {
     let (state, recipe) = (json(&job.state), json(recipe));
     db.now(|db| {
         db.execute(
-            "INSERT INTO jobs (id, created_ms, title, recipe, state, step, steps, last_seq)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO jobs (id, created_ms, title, recipe, state, step, steps, last_seq, loads_in_webuis)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             (
                 job.id.as_str(),
                 job.created_ms.cast_signed(),
@@ -20,6 +20,7 @@ pub fn insert(db: &Db, job: &JobSummary, recipe: &Recipe) -> rusqlite::Result<()
                 job.step,
                 job.steps,
                 job.last_seq.cast_signed(),
+                loads_in_webuis,
             ),
         )
     })?;
@@ -42,11 +43,16 @@ pub fn delete(db: &Db, id: &JobId) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// A job, its recipe, and whether WebUIs load what it makes, where that is known.
+pub type Row = (JobSummary, Recipe, Option<bool>);
+
 /// In the order of the queue. A row that this version cannot read is left out and logged.
-pub fn all(db: &Db) -> rusqlite::Result<Vec<(JobSummary, Recipe)>> {
+pub fn all(db: &Db) -> rusqlite::Result<Vec<Row>> {
     db.now(|db| {
-        let mut statement =
-            db.prepare("SELECT id, created_ms, title, recipe, state, step, steps, last_seq FROM jobs ORDER BY place")?;
+        let mut statement = db.prepare(
+            "SELECT id, created_ms, title, recipe, state, step, steps, last_seq, loads_in_webuis
+             FROM jobs ORDER BY place",
+        )?;
         let mut rows = statement.query([])?;
         let mut jobs = Vec::new();
         while let Some(row) = rows.next()? {
@@ -69,7 +75,7 @@ pub fn all(db: &Db) -> rusqlite::Result<Vec<(JobSummary, Recipe)>> {
                 title: row.get(2)?,
                 last_seq: row.get::<_, i64>(7)?.cast_unsigned(),
             };
-            jobs.push((summary, recipe));
+            jobs.push((summary, recipe, row.get(8)?));
         }
         Ok(jobs)
     })

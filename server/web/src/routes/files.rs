@@ -76,7 +76,7 @@ pub async fn export(
     let job = state.jobs.detail(&id)?;
     let folder = state.jobs.folder(&id);
     let (step, file) = exported(folder.clone(), &id, name).await?;
-    let save_as = names::download(&job.recipe, step, &file.name);
+    let save_as = names::download(&job.recipe, step, &file);
     let answer = FileAnswer {
         content_type: "application/octet-stream",
         etag: file.sha256.clone(),

@@ -18,16 +18,16 @@ pub async fn create(
     State(state): State<AppState>,
     ApiJson(new): ApiJson<NewJob>,
 ) -> Result<(StatusCode, Json<JobDetail>), ApiError> {
-    let (recipe, photos) = checked(&state, new).await?;
+    let (recipe, photos, loads_in_webuis) = checked(&state, new).await?;
     let files = photos
         .iter()
         .map(|set| set.iter().map(|name| state.photos.path(name)).collect());
-    let job = state.jobs.create(recipe, files.collect()).await?;
+    let job = state.jobs.create(recipe, loads_in_webuis, files.collect()).await?;
     Ok((StatusCode::CREATED, Json(job)))
 }
 
-/// The recipe with its folders filled in, and photos that are all here.
-async fn checked(state: &AppState, new: NewJob) -> Result<(Recipe, Vec<Vec<String>>), ApiError> {
+/// The recipe with its folders filled in, photos that are all here, and whether WebUIs will load what comes out.
+async fn checked(state: &AppState, new: NewJob) -> Result<(Recipe, Vec<Vec<String>>, bool), ApiError> {
     let NewJob { mut recipe, photos } = new;
     for (i, concept) in recipe.concepts.iter_mut().enumerate() {
         concept.instance_data_dir = format!("photos/{i}");
@@ -43,8 +43,17 @@ async fn checked(state: &AppState, new: NewJob) -> Result<(Recipe, Vec<Vec<Strin
     }
     let field = "recipe.pretrained_model_name_or_path";
     let (reference, revision) = (&recipe.pretrained_model_name_or_path, recipe.revision.as_deref());
-    super::server::model(state, reference, revision, field).await?;
-    Ok((recipe, photos))
+    let model = super::server::model(state, reference, revision, field).await?;
+    let mut loads_in_webuis = model.loads_in_webuis;
+    if let Some(reference) = &recipe.pretrained_vae_name_or_path {
+        let field = "recipe.pretrained_vae_name_or_path";
+        let vae = super::server::vae(state, reference, field).await?;
+        if let Some(words) = vae.misfit(&model) {
+            return Err(ApiError::Invalid(vec![problem("vae_channels", words, field.into())]));
+        }
+        loads_in_webuis &= vae.loads_in_webuis;
+    }
+    Ok((recipe, photos, loads_in_webuis))
 }
 
 async fn photo_problems(

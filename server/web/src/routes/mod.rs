@@ -90,6 +90,17 @@ fn table() -> Vec<Endpoint> {
         &[400, 422, 503],
         post(server::inspect),
     );
+    let inspect = "What a VAE is, to take the place of a base model's own";
+    let (takes, gives): (_, Gives) = (Json("InspectVae"), &[(200, Json("VaeInfo"))]);
+    add(
+        post_.clone(),
+        "/api/vaes/inspect",
+        inspect,
+        takes,
+        gives,
+        &[400, 422, 503],
+        post(server::inspect_vae),
+    );
     let token = "/api/hub/token";
     let gone: Gives = &[(204, Nothing)];
     add(

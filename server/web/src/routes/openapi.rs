@@ -77,7 +77,7 @@ fn body(description: &str, content: Content) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use app::api::{ApiProblem, DeviceInfo, HubFacts, HubToken, ModelInfo, ServerInfo};
+    use app::api::{ApiProblem, DeviceInfo, HubFacts, HubToken, ModelInfo, ServerInfo, VaeInfo};
     use app::job::{Failure, JobDetail, JobId, JobState, JobSummary};
     use app::recipe::{Concept, RecipeDraft};
 
@@ -166,7 +166,8 @@ mod tests {
             "JobDetail",
             json!(JobDetail {
                 summary,
-                recipe: recipe_ok
+                recipe: recipe_ok,
+                loads_in_webuis: Some(true),
             }),
         );
         let device = DeviceInfo {
@@ -175,21 +176,31 @@ mod tests {
             memory_bytes: Some(1),
             why: "w".into(),
         };
+        let facts = HubFacts {
+            card: "https://hub.example.org/a/b".into(),
+            license: Some("mit".into()),
+            bytes: 1,
+            missing_bytes: 1,
+            revision: Some("main".into()),
+        };
         let model = ModelInfo {
             pretrained_model_name_or_path: "starter".into(),
             title: "Starter".into(),
             resolution: 64,
             parameters: 1,
+            latent_channels: 4,
             loads_in_webuis: false,
             defaults: recipe(),
-            hub: Some(HubFacts {
-                card: "https://hub.example.org/a/b".into(),
-                license: Some("mit".into()),
-                bytes: 1,
-                missing_bytes: 1,
-                revision: Some("main".into()),
-            }),
+            hub: Some(facts.clone()),
         };
+        let vae = VaeInfo {
+            pretrained_vae_name_or_path: "a/vae".into(),
+            parameters: 1,
+            latent_channels: 4,
+            loads_in_webuis: false,
+            hub: Some(facts),
+        };
+        compare("VaeInfo", json!(vae));
         compare(
             "ServerInfo",
             json!(ServerInfo {

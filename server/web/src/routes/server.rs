@@ -1,6 +1,6 @@
 //! What trains here, and with which models.
 
-use app::api::{HubToken, InspectModel, ModelInfo, ServerInfo};
+use app::api::{HubToken, InspectModel, InspectVae, ModelInfo, ServerInfo, VaeInfo};
 use app::recipe::{self, RecipeProblem};
 use axum::Json;
 use axum::extract::State;
@@ -47,14 +47,34 @@ pub async fn model(
     revision: Option<&str>,
     field: &'static str,
 ) -> Result<ModelInfo, ApiError> {
-    state.trainers.inspect(reference, revision).await.map_err(|e| match e {
+    let info = state.trainers.inspect(reference, revision).await;
+    info.map_err(|e| refused(e, "model", field))
+}
+
+pub async fn inspect_vae(
+    State(state): State<AppState>,
+    ApiJson(asked): ApiJson<InspectVae>,
+) -> Result<Json<VaeInfo>, ApiError> {
+    let field = "pretrained_vae_name_or_path";
+    Ok(Json(vae(&state, &asked.pretrained_vae_name_or_path, field).await?))
+}
+
+/// What the VAE is, or that `field` names one that cannot be used.
+pub async fn vae(state: &AppState, reference: &str, field: &'static str) -> Result<VaeInfo, ApiError> {
+    let info = state.trainers.inspect_vae(reference).await;
+    info.map_err(|e| refused(e, "VAE", field))
+}
+
+fn refused(error: TrainerError, what: &'static str, field: &'static str) -> ApiError {
+    match error {
         TrainerError::Refused { said, hub } => ApiError::Model {
+            what,
             field,
             code: hub.unwrap_or("model"),
             message: said,
         },
         e => missing(e),
-    })
+    }
 }
 
 pub async fn set_hub_token(
