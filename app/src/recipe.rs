@@ -111,6 +111,18 @@ pub enum Precision {
     Bf16,
 }
 
+/// What training computes in, as it is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MixedPrecision {
+    /// 16 bits where the device is faster with them; of a strict run f32, as the tutorial's script has it.
+    #[default]
+    Auto,
+    No,
+    Fp16,
+    Bf16,
+}
+
 /// Settings of the optimizer, AdamW.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -182,7 +194,7 @@ pub struct RecipeDraft {
     /// Photos are cut out, mirrored and encoded anew for every step, which is slow, instead of once.
     pub not_cache_latents: bool,
     pub seed: u64,
-    pub mixed_precision: Precision,
+    pub mixed_precision: MixedPrecision,
     /// Activations are computed again in the backward pass, which takes less memory and more time.
     pub gradient_checkpointing: bool,
     /// Moments of the optimizer in 8 bits, as bitsandbytes keeps them.
@@ -212,7 +224,7 @@ pub struct RecipeDraft {
     /// `latest`, or a saved state or run folder, also of another recipe, to go on from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume_from_checkpoint: Option<String>,
-    /// A folder with another tokenizer than the base model's.
+    /// Another tokenizer than the base model's: a folder, or a Hub id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer_name: Option<String>,
     /// Keeps the faults of the tutorial's script, for comparison; docs/strict-tutorial.md lists them.
@@ -249,7 +261,7 @@ impl Default for RecipeDraft {
             alpha_background: AlphaBackground::default(),
             not_cache_latents: false,
             seed: 1337,
-            mixed_precision: Precision::No,
+            mixed_precision: MixedPrecision::Auto,
             gradient_checkpointing: false,
             use_8bit_adam: false,
             low_memory: false,

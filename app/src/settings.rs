@@ -87,7 +87,7 @@ const SCHEDULERS: SettingKind = SettingKind::Choice(&[
     "cosine_with_restarts",
     "polynomial",
 ]);
-const PRECISIONS: SettingKind = SettingKind::Choice(&["no", "fp16", "bf16"]);
+const PRECISIONS: SettingKind = SettingKind::Choice(&["auto", "no", "fp16", "bf16"]);
 
 const fn setting(
     name: &'static str,
@@ -126,7 +126,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("gradient_accumulation_steps", "gradient_accumulation_steps", WHOLE, Training, "1",
         "Batches added up in each step before the model is changed: a larger batch without its memory."),
     setting("mixed_precision", "mixed_precision", PRECISIONS, Training, "fp16",
-        "Number format while computing. 16 bits are faster on a graphics card; a CPU computes in 32 anyway."),
+        "Number format while computing. auto: 16 bits on a graphics card. no: 32, slower and with more memory. A CPU computes in 32 whatever is chosen."),
     setting("gradient_checkpointing", "gradient_checkpointing", Switch, Training, "off",
         "Computes some of each step twice to need less memory."),
     setting("stop_text_encoder_at", "stop_text_encoder_at", WHOLE_OR_NONE, Training, "none",

@@ -284,7 +284,8 @@ fn is_killed_and_ends_with_the_same_bits(recipe: &RecipeDraft) -> Vec<Event> {
     cut.log()
 }
 
-/// Everything that a state must hold: accumulated gradients, a warm-up, averages, a text encoder that stops learning.
+/// Everything that a state must hold: accumulated gradients, a warm-up, averages, moments in 8 bits, a text encoder that
+/// stops learning.
 #[test]
 fn a_run_stopped_and_killed_anywhere_ends_with_the_same_bits() {
     const STEPS: u32 = 20;
@@ -298,6 +299,7 @@ fn a_run_stopped_and_killed_anywhere_ends_with_the_same_bits() {
         offset_noise: 0.1,
         use_ema: true,
         ema_decay: 0.8,
+        use_8bit_adam: true,
         train_batch_size: 2,
         samples: SamplePlan {
             sample_interval: 0,

@@ -1,6 +1,6 @@
 //! What can be wrong with a recipe, and the search for all of it.
 
-use super::{LrScheduler, POLYNOMIAL_END, Precision, Recipe, RecipeDraft};
+use super::{LrScheduler, MixedPrecision, POLYNOMIAL_END, Recipe, RecipeDraft};
 
 /// Every problem of a draft, not just the first. Never empty.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -43,7 +43,7 @@ pub enum RecipeProblem {
         "low_memory changes each weight as soon as its gradient is there, so that there is nothing to add to: gradient_accumulation_steps is {got} and must be 1"
     )]
     LowMemoryAccumulates { got: u32 },
-    #[error("low_memory keeps weights in bf16 and cannot compute in fp16; choose bf16 or no")]
+    #[error("low_memory keeps weights in bf16 and cannot compute in fp16; choose bf16 or auto")]
     LowMemoryInFp16,
     #[error("low_memory has no room for an average of the weights, which is in f32; leave use_ema out")]
     LowMemoryAverages,
@@ -155,7 +155,7 @@ impl RecipeDraft {
             let got = self.gradient_accumulation_steps;
             problems.push(RecipeProblem::LowMemoryAccumulates { got });
         }
-        if self.mixed_precision == Precision::Fp16 {
+        if self.mixed_precision == MixedPrecision::Fp16 {
             problems.push(RecipeProblem::LowMemoryInFp16);
         }
         if self.use_ema {

@@ -4,7 +4,7 @@
 //! instead, stops after `max_train_steps` of them, but builds its schedule for `max_train_steps *
 //! gradient_accumulation_steps` updates, of which it makes `max_train_steps / gradient_accumulation_steps`.
 
-use super::RecipeDraft;
+use super::{MixedPrecision, Precision, RecipeDraft};
 
 impl RecipeDraft {
     /// Batches whose gradients one step adds up.
@@ -28,6 +28,18 @@ impl RecipeDraft {
         let stretch = u64::from(self.steps_per_update());
         let stretched = |steps: u32| u64::from(steps) * stretch;
         (stretched(self.lr_warmup_steps), stretched(self.max_train_steps))
+    }
+
+    /// What training shall compute in; `None` leaves it to the device. In low memory weights are in bf16 alone, so that
+    /// f32 would add nothing.
+    pub fn precision(&self) -> Option<Precision> {
+        match self.mixed_precision {
+            MixedPrecision::Fp16 => Some(Precision::Fp16),
+            MixedPrecision::Bf16 => Some(Precision::Bf16),
+            MixedPrecision::No | MixedPrecision::Auto if self.low_memory => None,
+            MixedPrecision::No => Some(Precision::No),
+            MixedPrecision::Auto => self.strict_tutorial.then_some(Precision::No),
+        }
     }
 
     /// What the gradients' norm is clipped to; 0 clips nothing. The script declares the flag and does not use it.
@@ -67,6 +79,21 @@ mod tests {
         // 200 updates are made of it, as if warm-up and decay were 16 times as long.
         assert_eq!(draft(true, 4).schedule_updates(), (40, 3200));
         assert_eq!(draft(true, 1).schedule_updates(), (10, 800));
+    }
+
+    #[test]
+    fn thirty_two_bits_are_asked_for_by_name_or_by_a_strict_run() {
+        let asked = |mixed_precision, strict_tutorial| {
+            let draft = RecipeDraft {
+                mixed_precision,
+                ..draft(strict_tutorial, 1)
+            };
+            draft.precision()
+        };
+        assert_eq!(asked(MixedPrecision::No, false), Some(Precision::No));
+        assert_eq!(asked(MixedPrecision::Auto, false), None);
+        assert_eq!(asked(MixedPrecision::Auto, true), Some(Precision::No));
+        assert_eq!(asked(MixedPrecision::Fp16, true), Some(Precision::Fp16));
     }
 
     #[test]

@@ -127,6 +127,7 @@ fn a_recipe_of_before_a_setting_was_there_still_loads() {
         "save_guidance_scale":4.0,"save_infer_steps":16},"checkpointing_steps":60,"pad_tokens":false,
         "read_prompts_from_txts":false}"#;
     let recipe: Recipe = serde_json::from_str(old).expect("loads");
+    assert_eq!(recipe.mixed_precision, MixedPrecision::No);
     assert!(!recipe.pad_tokens && !recipe.use_ema && !recipe.strict_tutorial);
     assert_eq!(
         (recipe.snr_gamma, recipe.lr_num_cycles, recipe.lr_power),
@@ -138,9 +139,9 @@ fn a_recipe_of_before_a_setting_was_there_still_loads() {
 fn low_memory_neither_accumulates_nor_averages_nor_computes_in_fp16() {
     let mut draft = dog();
     draft.low_memory = true;
-    draft.mixed_precision = Precision::Bf16;
+    draft.mixed_precision = MixedPrecision::Bf16;
     assert!(draft.clone().check().is_ok());
-    (draft.gradient_accumulation_steps, draft.mixed_precision) = (2, Precision::Fp16);
+    (draft.gradient_accumulation_steps, draft.mixed_precision) = (2, MixedPrecision::Fp16);
     draft.use_ema = true;
     let problems = draft.check().expect_err("bad").0;
     let fields: Vec<String> = problems.iter().map(RecipeProblem::field).collect();

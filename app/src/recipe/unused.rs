@@ -6,6 +6,8 @@ impl RecipeDraft {
     /// What was asked for and will have no effect, in a sentence each.
     pub fn unused(&self) -> Vec<String> {
         let usual = Self::default();
+        let samples = &self.samples;
+        let draws_samples = !samples.save_sample_prompt.trim().is_empty();
         let cases = [
             (
                 self.lr_num_cycles != usual.lr_num_cycles && self.lr_scheduler != LrScheduler::CosineWithRestarts,
@@ -22,6 +24,24 @@ impl RecipeDraft {
             (
                 self.stop_text_encoder_at.is_some() && !self.train_text_encoder,
                 "stop_text_encoder_at has no effect without train_text_encoder",
+            ),
+            (
+                self.train_text_encoder
+                    && self
+                        .stop_text_encoder_at
+                        .is_some_and(|stop| stop >= self.max_train_steps),
+                "stop_text_encoder_at has no effect: the run ends before that step",
+            ),
+            (
+                draws_samples
+                    && !samples.save_sample_negative_prompt.trim().is_empty()
+                    && samples.save_guidance_scale <= 1.0,
+                "save_sample_negative_prompt has no effect with a save_guidance_scale of 1 or less",
+            ),
+            (
+                self.steps_per_update() > self.max_train_steps,
+                "max_train_steps has no effect with strict_tutorial: gradient_accumulation_steps is more, so that no update \
+                 is made and the model stays as it was",
             ),
             (
                 self.lora_alpha.is_some() && self.lora_rank.is_none(),
@@ -64,5 +84,13 @@ mod tests {
         draft.lr_scheduler = LrScheduler::CosineWithRestarts;
         draft.train_text_encoder = true;
         assert!(draft.unused().is_empty());
+
+        draft.stop_text_encoder_at = Some(draft.max_train_steps);
+        assert!(draft.unused()[0].contains("ends before"));
+        draft.stop_text_encoder_at = None;
+        draft.gradient_accumulation_steps = draft.max_train_steps + 1;
+        assert!(draft.unused().is_empty(), "a step is an update");
+        draft.strict_tutorial = true;
+        assert!(draft.unused()[0].contains("no update is made"));
     }
 }

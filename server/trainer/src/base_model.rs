@@ -9,6 +9,7 @@ use app::recipe::STARTER;
 
 use crate::formats::{self, Configs, ModelError, ModelWeights, Vae};
 use crate::hub::{self, Part, Watch};
+use crate::tokenizer::TokenizerFiles;
 
 /// Whether the reference is looked for on the Hub.
 pub fn is_on_hub(reference: &str) -> bool {
@@ -55,6 +56,18 @@ pub fn load_vae(reference: &str, watch: &mut dyn Watch) -> Result<Vae, ModelErro
         return formats::load_vae(&folder.to_string_lossy());
     }
     formats::load_vae(reference)
+}
+
+/// A tokenizer in the place of the base model's own.
+///
+/// # Errors
+/// As `load`.
+pub fn load_tokenizer(reference: &str, watch: &mut dyn Watch) -> Result<TokenizerFiles, ModelError> {
+    if is_on_hub(reference) {
+        let folder = hub::fetch(reference, None, Part::Tokenizer, watch)?;
+        return formats::load_tokenizer(&folder);
+    }
+    formats::load_tokenizer(Path::new(reference))
 }
 
 /// For commands without a log of events: warnings are logged, progress is a line now and then.

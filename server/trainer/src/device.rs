@@ -128,12 +128,12 @@ impl Device {
         }
     }
 
-    /// What training computes in when `wanted` is asked for: on the CPU f32; on a GPU 16 bits, unless it is `exactly`
-    /// f32 that is meant, and bf16 only where the card has it.
-    pub fn precision(&self, wanted: Precision, exactly: bool) -> Precision {
+    /// What training computes in when `wanted` is asked for: on the CPU f32; on a GPU that, or 16 bits where nothing is
+    /// asked for, and bf16 only where the card has it.
+    pub fn precision(&self, wanted: Option<Precision>) -> Precision {
         match self {
             Self::Cpu => Precision::No,
-            Self::Cuda(device) => precision_on_gpu(wanted, exactly, device.card().has_bf16()),
+            Self::Cuda(device) => precision_on_gpu(wanted, device.card().has_bf16()),
         }
     }
 
@@ -166,10 +166,10 @@ impl Device {
     }
 }
 
-fn precision_on_gpu(wanted: Precision, exactly: bool, has_bf16: bool) -> Precision {
+fn precision_on_gpu(wanted: Option<Precision>, has_bf16: bool) -> Precision {
     match wanted {
-        Precision::No if exactly => Precision::No,
-        Precision::No | Precision::Bf16 if has_bf16 => Precision::Bf16,
+        Some(Precision::No) => Precision::No,
+        None | Some(Precision::Bf16) if has_bf16 => Precision::Bf16,
         _ => Precision::Fp16,
     }
 }
@@ -189,15 +189,21 @@ mod tests {
 
     #[test]
     fn a_gpu_without_bf16_computes_in_fp16_with_a_loss_scale() {
-        for wanted in [Precision::No, Precision::Bf16, Precision::Fp16] {
-            let precision = precision_on_gpu(wanted, false, false);
+        for wanted in [None, Some(Precision::Bf16), Some(Precision::Fp16)] {
+            let precision = precision_on_gpu(wanted, false);
             assert_eq!(precision, Precision::Fp16);
             assert!(LossScaler::new(precision).is_on());
         }
-        assert_eq!(precision_on_gpu(Precision::No, true, false), Precision::No);
         let with_bf16 =
-            [Precision::No, Precision::Bf16, Precision::Fp16].map(|wanted| precision_on_gpu(wanted, false, true));
+            [None, Some(Precision::Bf16), Some(Precision::Fp16)].map(|wanted| precision_on_gpu(wanted, true));
         assert_eq!(with_bf16, [Precision::Bf16, Precision::Bf16, Precision::Fp16]);
         assert!(!LossScaler::new(Precision::Bf16).is_on());
+    }
+
+    #[test]
+    fn a_gpu_computes_in_f32_where_that_is_asked_for() {
+        for has_bf16 in [false, true] {
+            assert_eq!(precision_on_gpu(Some(Precision::No), has_bf16), Precision::No);
+        }
     }
 }

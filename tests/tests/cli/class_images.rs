@@ -309,10 +309,45 @@ fn pictures_that_lie_there_count_and_are_kept() {
     assert!(std::fs::read(world.path("class").join(drawn)).unwrap() == bytes);
     assert!(again.unet(1) == out.unet(1));
 
-    // The script takes the text for a class image, and stops at it.
+    // The script takes the text for a class image, and stops at it. A folder it counts, and does not train on.
     let strict =
         "--instance_prompt \"photo of zwx dog\" --instance_data_dir photos --output_dir strict --strict_tutorial";
     world
         .train(&format!("{strict} {flags} --num_class_images 4"))
         .ends(1, &["notes.txt"]);
+    std::fs::remove_file(world.path("class/notes.txt")).unwrap();
+    std::fs::create_dir(world.path("class/.ipynb_checkpoints")).unwrap();
+    let before = names(&world.path("class"));
+    world.train(&format!("{strict} {flags} --num_class_images 4")).ok();
+    assert_eq!(names(&world.path("class")), before);
+    assert_eq!(world.output("strict").pictures(), (1, 3));
+}
+
+#[test]
+fn images_that_were_drawn_otherwise_are_used_and_told() {
+    let world = World::new();
+    world.picture("photos/0.png", stripes(1, 64, 64));
+    let told = |output: &str, flags: &str| {
+        let flags = format!(
+            "--with_prior_preservation --class_data_dir class --num_class_images 2 --save_infer_steps 2 {flags}"
+        );
+        let out = world.train_on("photos", output, &flags);
+        let warnings = out.warnings().into_iter();
+        warnings
+            .filter(|words| words.contains("an earlier run drew"))
+            .collect::<Vec<_>>()
+    };
+    let dog = "--class_prompt \"photo of a dog\"";
+    assert!(told("first", dog).is_empty());
+    let there = names(&world.path("class"));
+    assert!(told("again", &format!("{dog} --seed 5")).is_empty());
+    let cat = told("cat", "--class_prompt \"photo of a cat\"");
+    assert_eq!(cat.len(), 1, "{cat:?}");
+    assert!(cat[0].contains("for the prompt `photo of a dog`: 2;"), "{cat:?}");
+    let more = told("more", &format!("{dog} --save_infer_steps 3 --num_class_images 3"));
+    assert!(more[0].contains("in 2 steps: 2;"), "{more:?}");
+    assert!(
+        names(&world.path("class")).starts_with(&there),
+        "they are used as they are"
+    );
 }

@@ -69,3 +69,22 @@ fn a_run_turns_on_what_makes_it_fit_and_says_so() {
     assert_ne!(fitted.unet(1), world.output("free").unet(1));
     assert_eq!(json(&world.path("free/1/args.json"))["use_8bit_adam"], false);
 }
+
+#[test]
+fn a_run_goes_on_from_a_state_whose_run_was_made_to_fit() {
+    let world = world();
+    let (asked, _) = planned(&world.train_on("photos", "free", ""));
+    let (in_8_bits, _) = planned(&world.train_on("photos", "coded", "--use_8bit_adam"));
+    let limit = gib((asked + in_8_bits) / 2);
+    let kept = "--checkpoints_total_limit 1";
+    world.train_on("photos", "fitted", &format!("{kept} --memory_limit {limit}"));
+    let on = "--max_train_steps 2 --resume_from_checkpoint";
+    let on_from_it = world.train_on("photos", "on", &format!("{on} fitted"));
+    let told = on_from_it.warnings();
+    assert!(
+        told.iter().any(|words| words.contains("--use_8bit_adam taken")),
+        "{told:?}"
+    );
+    let whole = world.train_on("photos", "whole", "--max_train_steps 2 --use_8bit_adam");
+    assert_eq!(on_from_it.unet(2), whole.unet(2));
+}

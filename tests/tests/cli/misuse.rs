@@ -42,6 +42,7 @@ fn wrong_use_ends_with_status_2_and_names_the_flag() {
         ),
         (format!("{photos} --preset car"), ["--preset", "person"]),
         (format!("{photos} --keep_last 0"), ["--keep_last", "0"]),
+        (format!("{photos} --save_interval 0"), ["--save_interval", "0"]),
         (format!("{photos} --device tpu"), ["--device", "cuda"]),
         (
             format!("{photos} --with_prior_preservation"),
@@ -76,6 +77,14 @@ fn wrong_use_ends_with_status_2_and_names_the_flag() {
     world.write("run/8/model_index.json", "{}");
     for (line, words) in [
         ("sample --model starter --prompt x --width 63", ["--width", "64"]),
+        (
+            "sample --model starter --prompt x --clip_skip 0",
+            ["--clip_skip", "at least 1"],
+        ),
+        (
+            "sample --model starter --prompt x --clip_skip 99",
+            ["--clip_skip", "at most"],
+        ),
         ("sample --model starter --prompt x --steps 0", ["--steps", "at least 1"]),
         (
             "sample --model starter --prompt x --scheduler best",
@@ -186,7 +195,36 @@ fn flags_without_effect_are_told_with_the_reason() {
         ("--save_infer_steps 5", "neither samples nor class images"),
         ("--sample_batch_size 2", "neither samples nor class images"),
         ("--save_min_steps 2", "--save_interval"),
+        (
+            "--save_min_steps 2 --save_interval 3 --max_train_steps 4",
+            "by --save_interval",
+        ),
+        ("--keep_last 1", "no more models"),
+        ("--checkpointing_steps 1", "the run ends before"),
+        ("--pad_tokens", "padded anyway"),
+        ("--low_memory --use_8bit_adam", "--low_memory, which has 8-bit"),
+        (
+            "--low_memory --gradient_checkpointing",
+            "beside --low_memory, which has it",
+        ),
         ("--stop_text_encoder_at 1", "train_text_encoder"),
+        ("--train_text_encoder --stop_text_encoder_at 1", "the run ends before"),
+        (
+            "--train_text_encoder --text_encoder_learning_rate 1e-6 --scale_lr --train_batch_size 2",
+            "used as it is",
+        ),
+        (
+            "--save_sample_prompt x --n_save_sample 1 --save_infer_steps 1 --save_guidance_scale 1 \
+             --save_sample_negative_prompt y",
+            "save_guidance_scale of 1 or less",
+        ),
+        (
+            "--strict_tutorial --gradient_accumulation_steps 2",
+            "the model stays as it was",
+        ),
+        ("--validation_epochs 5", "--validation_steps"),
+        ("--validation_scheduler DDPMScheduler", "DDIM"),
+        ("--validation_images a.png b.png", "start from noise"),
         ("--text_encoder_learning_rate 1e-6", "train_text_encoder"),
         ("--lora_alpha 4", "without lora_rank"),
         ("--ema_decay 0.9", "use_ema"),

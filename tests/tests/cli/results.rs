@@ -124,6 +124,9 @@ fn args_json_read_back_gives_the_same_bits() {
     std::fs::remove_file(world.path("concepts.json")).unwrap();
     world.run("train --config a/3/args.json --output-dir b").ok();
     assert_eq!(world.output("a").recipe(), world.output("b").recipe());
+    // What the file fills in is nobody's wish.
+    let told = world.output("b").warnings();
+    assert!(told.is_empty(), "{told:?}");
     assert!(world.output("a").unet(3) == world.output("b").unet(3));
     assert_eq!(dtypes(&world.output("b").unet(3)), ["F16"]);
     // What is typed beside it wins.
@@ -167,6 +170,38 @@ fn only_the_last_models_stay_in_half_the_room() {
         .map(|v| half::f16::from_f32(v).to_f32())
         .collect();
     assert_eq!(values(half.unet(5)), rounded);
+}
+
+#[test]
+fn a_plain_runs_args_json_says_nothing_of_what_has_no_effect() {
+    let world = World::new();
+    world.picture("photos/0.png", stripes(1, 64, 64));
+    world.train_on("photos", "a", "");
+    let again = |flags: &str| {
+        world
+            .run(&format!("train --config a/1/args.json --output_dir b {flags}"))
+            .ok();
+        world.output("b").warnings()
+    };
+    assert_eq!(again(""), Vec::<String>::new());
+    let told = again("--n_save_sample 2");
+    assert!(told.len() == 1 && told[0].contains("--save_sample_prompt"), "{told:?}");
+}
+
+#[test]
+fn a_model_that_a_stop_left_counts_among_the_last() {
+    let world = World::new();
+    world.picture("photos/0.png", stripes(1, 64, 64));
+    let flags = "--max_train_steps 5 --save_interval 4 --keep_last 2";
+    world.train_on("photos", "out", flags);
+    // As if the run had been stopped after step 3, and as if another one had been.
+    for (name, seed) in [("3", 1337), ("2", 7)] {
+        let mut args = json(&world.path("out/5/args.json"));
+        args["seed"] = seed.into();
+        world.write(&format!("out/{name}/args.json"), format!("{args:#}\n"));
+    }
+    let out = world.train_on("photos", "out", flags);
+    assert_eq!(out.names(""), [".likeness", "2", "4", "5"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A training whose base model and VAE come from the Hub, as the server starts it.
+//! A training whose base model, VAE and tokenizer come from the Hub, as the server starts it.
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -14,6 +14,7 @@ use super::{Home, PATIENCE, TOKEN, published, said};
 const MODEL: &str = "owner/private";
 const REVISION: &str = "v2";
 const VAE: &str = "owner/vae";
+const TOKENIZER: &str = "owner/tokenizer";
 
 /// A model that wants a token, and a VAE of another width with its configuration at the root.
 fn hub() -> Hub {
@@ -23,7 +24,8 @@ fn hub() -> Hub {
         ..published()
     };
     let vae = Repository::of_folder(&crate::golden::dir_of("tiny-sd21").join("vae")).unwrap();
-    Hub::start([(MODEL, model), (VAE, vae)]).unwrap()
+    let tokenizer = Repository::of_folder(&crate::golden::dir_of("tiny-sd").join("tokenizer")).unwrap();
+    Hub::start([(MODEL, model), (VAE, vae), (TOKENIZER, tokenizer)]).unwrap()
 }
 
 /// A job folder in the home, with two photos and one step to do.
@@ -38,6 +40,7 @@ fn make_job(home: &Home) {
         pretrained_model_name_or_path: MODEL.into(),
         revision: Some(REVISION.into()),
         pretrained_vae_name_or_path: Some(VAE.into()),
+        tokenizer_name: Some(TOKENIZER.into()),
         concepts: vec![Concept {
             instance_prompt: "photo of zwx dog".into(),
             instance_data_dir: "photos/0".into(),
@@ -134,7 +137,7 @@ fn hub_a_training_tells_of_its_downloads_keeps_the_token_secret_and_exports_the_
         "another revision was asked for"
     );
     let events = events(&home);
-    for model in [MODEL, VAE] {
+    for model in [MODEL, VAE, TOKENIZER] {
         let told = downloads(&events, model);
         assert!(told.is_sorted(), "{told:?}");
         assert!(told.last().is_some_and(|(done, total)| done == total), "{told:?}");

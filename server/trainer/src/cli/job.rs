@@ -54,6 +54,7 @@ pub fn run(args: &JobArgs) -> anyhow::Result<ExitCode> {
         class_image_cache: args.class_image_cache.clone(),
         memory_limit: args.memory_limit.map(bytes_of_gib),
         fits_itself: true,
+        saves_when_due: false,
     };
     // A fault of ours must end the job, not leave it without a last word.
     let train = || dreambooth::train(&run).map_err(|error| error.failure());

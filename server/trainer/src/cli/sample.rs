@@ -56,7 +56,7 @@ pub struct SampleArgs {
     #[arg(long, value_parser = side)]
     height: Option<usize>,
     /// 2 leaves the text encoder's last layer out
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     clip_skip: usize,
     /// Folder for the images, 0.png and on
     #[arg(long, default_value = "samples")]
@@ -98,6 +98,14 @@ pub fn run(args: &SampleArgs) -> anyhow::Result<ExitCode> {
     let device = device::open(args.device.as_deref()).map_err(|e| WrongUse(format!("--device: {e}")))?;
     let base = base_model::load(&args.model, args.revision.as_deref(), &mut LogWatch::default())?;
     let weights = with_lora(base, args.lora.as_deref())?;
+    let layers = weights.text_encoder_config.num_hidden_layers;
+    if args.clip_skip > layers {
+        let words = format!(
+            "--clip_skip: it is {} and must be at most {layers}, the text encoder's layers",
+            args.clip_skip
+        );
+        return Err(WrongUse(words).into());
+    }
     let own_side = weights.unet_config.sample_size * LATENT_PX;
     let mut learner = Learner::for_drawing(weights, &device)?;
     let request = SampleRequest {

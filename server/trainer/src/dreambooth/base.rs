@@ -10,7 +10,7 @@ use super::error::TrainError;
 use super::learner::OtherVae;
 use super::run::Run;
 use crate::base_model;
-use crate::formats::{self, ModelError, ModelWeights};
+use crate::formats::{ModelError, ModelWeights};
 use crate::hub::{HubError, Watch};
 
 /// Between two events of a download.
@@ -32,8 +32,13 @@ pub(super) fn load(run: &Run) -> Result<ControlFlow<(), Models>, TrainError> {
     let Some(mut base) = watch.unless_stopped(base)? else {
         return Ok(ControlFlow::Break(()));
     };
-    if let Some(folder) = &recipe.tokenizer_name {
-        base.tokenizer_files = formats::load_tokenizer(Path::new(folder))?;
+    if let Some(reference) = &recipe.tokenizer_name {
+        let mut watch = Telling::new(run, reference);
+        let tokenizer = base_model::load_tokenizer(reference, &mut watch);
+        let Some(tokenizer) = watch.unless_stopped(tokenizer)? else {
+            return Ok(ControlFlow::Break(()));
+        };
+        base.tokenizer_files = tokenizer;
     }
     let Some(reference) = &recipe.pretrained_vae_name_or_path else {
         return Ok(ControlFlow::Continue((base, None)));

@@ -1,6 +1,6 @@
 //! The result on disk: single files for WebUIs, or the folders that the tutorial's script leaves.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use app::event::{EventKind, ExportFile, ExportFormat};
 
@@ -39,7 +39,7 @@ pub struct Save {
 impl TutorialFolders {
     /// The folders that a run of so many steps leaves, ascending.
     pub fn saves(&self, steps: u32) -> Vec<Save> {
-        let every = self.save_interval.max(1) as usize;
+        let every = self.save_interval as usize;
         let between = (0..steps).step_by(every).skip(1);
         let between = between.filter(|step| *step >= self.save_min_steps).map(|step| Save {
             after: step + u32::from(self.late),
@@ -52,12 +52,31 @@ impl TutorialFolders {
         between.chain([last]).collect()
     }
 
-    /// Removes the oldest of this run's `earlier` folders, so that `keep_last` stay with the one just written.
-    fn prune(&self, earlier: impl Iterator<Item = u32>) -> Result<(), TrainError> {
+    /// Removes the oldest of this run's folders from before step `written`, so that `keep_last` stay with the one just
+    /// written: those that are due, and those with the same `args`, which a stop has left at any step.
+    fn prune(&self, written: u32, steps: u32, args: &[u8]) -> Result<(), TrainError> {
         let Some(keep) = self.keep_last else { return Ok(()) };
-        let there: Vec<PathBuf> = earlier
-            .map(|step| self.output_dir.join(step.to_string()))
-            .filter(|folder| space::is_whole(folder))
+        let failed = |source| StoreError {
+            path: self.output_dir.clone(),
+            source,
+        };
+        let mut names: Vec<u32> = Vec::new();
+        for entry in std::fs::read_dir(&self.output_dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            // `007` is nobody's.
+            let number = name.to_str().and_then(|text| text.parse().ok());
+            names.extend(number.filter(|number: &u32| name.to_str() == Some(&number.to_string())));
+        }
+        names.sort_unstable();
+        let due = self.saves(steps);
+        let is_own = |name: u32, folder: &Path| {
+            let same = || std::fs::read(folder.join(space::LAST_WRITTEN)).is_ok_and(|there| there == args);
+            due.iter().any(|save| save.name == name) || same()
+        };
+        let there: Vec<PathBuf> = (names.into_iter().filter(|name| *name < written))
+            .map(|name| (name, self.output_dir.join(name.to_string())))
+            .filter(|(name, folder)| space::is_whole(folder) && is_own(*name, folder))
+            .map(|(_, folder)| folder)
             .collect();
         let surplus = there.len().saturating_sub(keep.saturating_sub(1) as usize);
         for path in there.into_iter().take(surplus) {
@@ -175,9 +194,7 @@ pub fn save_folder(run: &Run, due: &FolderDue, learner: &mut Learner) -> Result<
             }
         }
     }
-    let saves = folders.saves(run.recipe.max_train_steps).into_iter();
-    let earlier = saves.map(|earlier| earlier.name).filter(|name| *name < save.name);
-    folders.prune(earlier)
+    folders.prune(save.name, run.recipe.max_train_steps, args.as_bytes())
 }
 
 /// The script's pipeline draws with DDIM, and is saved so.

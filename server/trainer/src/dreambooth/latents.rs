@@ -85,7 +85,10 @@ impl Pictures {
             {
                 let folder = base_folder.join(folder);
                 let found = match recipe.strict_tutorial {
-                    true => dataset::entries(&folder)?,
+                    // The script counts a folder in there, and leaves it out here.
+                    true => (dataset::entries(&folder)?.into_iter())
+                        .filter(|path| path.is_file())
+                        .collect(),
                     false => dataset::list(&folder)?.photos,
                 };
                 let wanted = found.into_iter().take(prior.num_class_images as usize);

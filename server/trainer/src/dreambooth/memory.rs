@@ -361,15 +361,18 @@ fn proposals(asked: &Demand, device: &Device) -> Result<Vec<(String, Footprint)>
 impl Run {
     /// Tells what the run will need and what was turned on for it, before anything is put on the device.
     pub(super) fn fit(&self, asked: Demand, resume: Option<&Resume>) -> Result<Fitted, TrainError> {
-        let ladder = match (self.fits_itself && !self.recipe.strict_tutorial, resume) {
+        let mut ladder = match (self.fits_itself && !self.recipe.strict_tutorial, resume) {
             (false, _) => Vec::new(),
             (true, None) => LADDER.to_vec(),
             // What is computed again changes nothing; moments go on as they were saved.
             (true, Some(_)) => vec![Switch::Checkpointing],
         };
-        let taken = resume
-            .filter(|resume| resume.own)
-            .map_or(&[][..], |resume| &resume.turned_on);
+        if self.recipe.precision() == Some(Precision::No) {
+            // Low memory means bf16, and f32 was asked for.
+            ladder.retain(|switch| *switch != Switch::LowMemory);
+        }
+        // Its moments have the form that these gave them, whatever recipe goes on from it.
+        let taken = resume.map_or(&[][..], |resume| &resume.turned_on);
         let taken = LADDER
             .into_iter()
             .filter(|switch| taken.iter().any(|name| switch.name() == Some(name)));
@@ -397,10 +400,14 @@ impl Run {
             let flags: Vec<String> = fitted.switches.iter().map(|switch| switch.flag()).collect();
             let [asked, now] = [&fitted.asked, &fitted.footprint].map(|footprint| gib(peak(footprint)));
             let there = room.map_or(0., |room| gib(room.limit));
+            let why = match resume {
+                Some(_) => "taken, as by the run that saved the state or so that this one fits",
+                None => "taken, so that the run fits",
+            };
             self.warn(
                 "fitted",
                 format!(
-                    "{} taken, so that the run fits: it needs {now:.2} GiB in place of {asked:.2}, and there are {there:.2}",
+                    "{} {why}: it needs {now:.2} GiB in place of {asked:.2}, and there are {there:.2}",
                     flags.join(" "),
                 ),
             )?;

@@ -41,6 +41,8 @@ pub struct Run {
     pub memory_limit: Option<u64>,
     /// Settings that need less memory are turned on where it would not fit without.
     pub fits_itself: bool,
+    /// The training state is saved whenever it is due, however long that takes.
+    pub saves_when_due: bool,
 }
 
 /// In what form a run leaves its model.
@@ -157,13 +159,18 @@ impl Run {
         if recipe.low_memory {
             self.warn("low_memory", LOW_MEMORY.into())?;
         }
-        let message = match (self.precision(), recipe.mixed_precision) {
-            (precision, wanted) if precision == wanted => return Ok(()),
+        let message = match (self.precision(), recipe.precision()) {
+            (precision, Some(wanted)) if precision == wanted => return Ok(()),
+            (Precision::No, None) => return Ok(()),
             (Precision::No, _) => "the CPU trains in full precision whatever mixed_precision says",
             (Precision::Bf16, _) if recipe.low_memory => return Ok(()),
-            (Precision::Bf16, _) => "the GPU computes in bf16 over exact f32 weights; strict_tutorial computes in f32",
-            (Precision::Fp16, Precision::Bf16) => "this GPU has no bf16; it computes in fp16 over exact f32 weights",
-            (Precision::Fp16, _) => "the GPU computes in fp16 over exact f32 weights; strict_tutorial computes in f32",
+            (Precision::Bf16, _) => {
+                "the GPU computes in bf16 over exact f32 weights; mixed_precision no computes in f32"
+            }
+            (Precision::Fp16, Some(_)) => "this GPU has no bf16; it computes in fp16 over exact f32 weights",
+            (Precision::Fp16, _) => {
+                "the GPU computes in fp16 over exact f32 weights; mixed_precision no computes in f32"
+            }
         };
         self.warn("mixed_precision", message.into())?;
         Ok(())
@@ -171,8 +178,7 @@ impl Run {
 
     /// What training computes in.
     pub(super) fn precision(&self) -> Precision {
-        let recipe = &self.recipe;
-        self.device.precision(recipe.mixed_precision, recipe.strict_tutorial)
+        self.device.precision(self.recipe.precision())
     }
 
     /// Reads every photo once before anything slow starts, so that a damaged one is named at once. Tells how many there

@@ -1,6 +1,6 @@
 //! When the training state is saved.
 //!
-//! `checkpointing_steps` says how often at most. A state of Stable Diffusion 1.5 is 6 GB and more, which takes seconds to
+//! `checkpointing_steps` says how often; where nobody asked for it, how often at most. A state of Stable Diffusion 1.5 is 6 GB and more, which takes seconds to
 //! write; a GPU does a hundred steps in three. So a save that takes long waits until the time since the last one makes up
 //! for it: a crash loses at most some [`WORTH`] times what the save would have taken, and saving a twentieth of the time.
 
@@ -19,19 +19,19 @@ pub(super) struct Saves {
     every: u32,
     /// Steps between updates; the state is one between updates.
     steps_per_update: u32,
-    /// Each state is kept under its step, so the user counts on every one.
-    kept: bool,
+    /// The user counts on every state: `checkpointing_steps` was given, or each is kept under its step.
+    counted_on: bool,
     cost: Duration,
     last: Instant,
 }
 
 impl Saves {
     /// `state_bytes`: about how large a state will be.
-    pub fn new(every: u32, steps_per_update: u32, kept: bool, state_bytes: u64) -> Self {
+    pub fn new(every: u32, steps_per_update: u32, counted_on: bool, state_bytes: u64) -> Self {
         Self {
             every,
             steps_per_update,
-            kept,
+            counted_on,
             cost: Duration::from_secs_f64(state_bytes as f64 / BYTES_PER_SECOND),
             last: Instant::now(),
         }
@@ -45,7 +45,7 @@ impl Saves {
     fn due_after(&self, step: u32, last: bool, since_last: Duration) -> bool {
         // Updates may come less often than saves are asked for: the first one after is taken.
         let asked = self.every > 0 && step >= self.every && step % self.every < self.steps_per_update;
-        let worth = self.kept || self.cost <= SHORT || since_last >= WORTH * self.cost;
+        let worth = self.counted_on || self.cost <= SHORT || since_last >= WORTH * self.cost;
         (asked || last) && worth
     }
 
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn states_that_are_kept_are_all_saved() {
+    fn states_that_are_counted_on_are_all_saved() {
         assert!(Saves::new(100, 1, true, 6 * GIB).due_after(100, false, Duration::ZERO));
     }
 

@@ -95,6 +95,10 @@ impl ConfigFiles {
         if !self.scheduler["trained_betas"].is_null() {
             return unsupported("scheduler/scheduler_config.json", "it has betas of its own".into());
         }
+        if self.scheduler["rescale_betas_zero_snr"] == Value::Bool(true) {
+            let what = "rescale_betas_zero_snr is true".into();
+            return unsupported("scheduler/scheduler_config.json", what);
+        }
         Ok(configs)
     }
 }
@@ -274,4 +278,40 @@ fn merged(mut base: Value, more: Value) -> Value {
         base.extend(more);
     }
     base
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_noise_schedule_that_is_not_followed_is_refused_by_its_name() {
+        let files = Configs::sd1().files().expect("json");
+        let with = |field: &str, value: Value| {
+            let mut files = files.clone();
+            files.scheduler[field] = value;
+            files.parse(Path::new("model"))
+        };
+        let refused = with("rescale_betas_zero_snr", json!(true))
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            refused.contains("scheduler_config.json") && refused.contains("rescale_betas_zero_snr"),
+            "{refused}"
+        );
+        assert!(with("rescale_betas_zero_snr", json!(false)).is_ok());
+        assert!(with("trained_betas", json!([0.1])).is_err());
+    }
+
+    #[test]
+    fn a_scheduler_that_names_no_offset_has_none() {
+        let mut files = Configs::sd1().files().expect("json");
+        files
+            .scheduler
+            .as_object_mut()
+            .expect("an object")
+            .remove("steps_offset");
+        let configs = files.parse(Path::new("model")).expect("known");
+        assert_eq!(configs.scheduler.steps_offset, 0);
+    }
 }

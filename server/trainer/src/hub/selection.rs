@@ -11,6 +11,8 @@ pub enum Part {
     Model,
     /// A VAE alone: its configuration at the root, or in `vae/` of a whole model.
     Vae,
+    /// A tokenizer alone: its files at the root, or in `tokenizer/` of a whole model.
+    Tokenizer,
 }
 
 const TOKENIZER: [&str; 4] = [
@@ -28,6 +30,7 @@ pub fn select(names: &BTreeSet<&str>, part: Part, fp16_first: bool) -> Result<Ve
     match part {
         Part::Model => model(names, fp16_first),
         Part::Vae => vae(names, fp16_first),
+        Part::Tokenizer => tokenizer(names),
     }
 }
 
@@ -89,6 +92,16 @@ fn vae(names: &BTreeSet<&str>, fp16_first: bool) -> Result<Vec<String>, String> 
     Ok(files)
 }
 
+fn tokenizer(names: &BTreeSet<&str>) -> Result<Vec<String>, String> {
+    let below = ["", "tokenizer/"]
+        .into_iter()
+        .find(|below| names.contains(format!("{below}vocab.json").as_str()));
+    let below =
+        below.ok_or("it has neither vocab.json nor tokenizer/vocab.json, so it has no tokenizer of CLIP's kind")?;
+    let files = TOKENIZER.map(|name| format!("{below}{name}"));
+    Ok(files.into_iter().filter(|name| names.contains(name.as_str())).collect())
+}
+
 fn weights(names: &BTreeSet<&str>, below: &str, network: &str, fp16_first: bool) -> Result<Vec<String>, String> {
     let forms = weight_names(network, fp16_first);
     for form in &forms {
@@ -110,6 +123,22 @@ fn weights(names: &BTreeSet<&str>, below: &str, network: &str, fp16_first: bool)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tokenizer_alone_is_a_few_small_files() {
+        let of_model = files(&SD15, Part::Tokenizer, false).expect("there");
+        assert!(
+            of_model.contains(&"tokenizer/vocab.json".to_owned()) && of_model.len() <= 4,
+            "{of_model:?}"
+        );
+        let alone = ["merges.txt", "model.safetensors", "vocab.json"];
+        assert_eq!(
+            files(&alone, Part::Tokenizer, false).expect("there"),
+            ["vocab.json", "merges.txt"]
+        );
+        let none = files(&["tokenizer.json"], Part::Tokenizer, false).expect_err("none");
+        assert!(none.contains("vocab.json"), "{none}");
+    }
 
     fn files(names: &[&str], part: Part, fp16: bool) -> Result<Vec<String>, String> {
         select(&names.iter().copied().collect(), part, fp16)

@@ -106,7 +106,7 @@ pub struct SchedulerConfig {
     pub num_train_timesteps: usize,
     #[serde(default)]
     pub prediction_type: PredictionType,
-    #[serde(default = "one")]
+    #[serde(default)]
     pub steps_offset: usize,
     #[serde(default)]
     pub set_alpha_to_one: bool,
@@ -135,7 +135,7 @@ impl Default for SchedulerConfig {
             beta_schedule: scaled_linear(),
             num_train_timesteps: thousand(),
             prediction_type: PredictionType::Epsilon,
-            steps_offset: one(),
+            steps_offset: 1,
             set_alpha_to_one: false,
             clip_sample: false,
             timestep_spacing: None,
@@ -143,9 +143,6 @@ impl Default for SchedulerConfig {
     }
 }
 
-fn one() -> usize {
-    1
-}
 fn two() -> usize {
     2
 }

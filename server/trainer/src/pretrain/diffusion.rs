@@ -61,7 +61,7 @@ pub fn train(part: &Part) -> Result<bool, PretrainError> {
         (programs::Part::Vae, &vae_weights),
     ];
     // A card without bf16 computes in f32: fp16 would ask for a loss scale.
-    let precision = match part.device.precision(Precision::Bf16, false) {
+    let precision = match part.device.precision(Some(Precision::Bf16)) {
         Precision::Bf16 => Precision::Bf16,
         _ => Precision::No,
     };

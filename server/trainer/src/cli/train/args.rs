@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use app::background::AlphaBackground;
-use app::recipe::{LrScheduler, Precision};
+use app::recipe::{LrScheduler, MixedPrecision};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -14,7 +14,7 @@ use super::presets::Presets;
 #[command(rename_all = "snake_case", args_override_self = true)]
 pub struct TrainArgs {
     /// Take the flags of an earlier run from its args.json; what is typed beside it wins
-    // Put into the command line before it is parsed (config_file.rs).
+    // Its flags are put into the command line before that is parsed (config_file.rs).
     #[serde(skip)]
     #[arg(long, visible_alias = "args", value_name = "FILE", help_heading = "Model")]
     pub config: Option<PathBuf>,
@@ -27,7 +27,7 @@ pub struct TrainArgs {
     /// Branch, tag or commit of a Hub id; a missing `fp16` means 16-bit files of `main`
     #[arg(long, help_heading = "Model")]
     pub revision: Option<String>,
-    /// A folder with another tokenizer: vocab.json and merges.txt
+    /// Another tokenizer: a folder with vocab.json and merges.txt, or a Hub id
     #[arg(long, help_heading = "Model")]
     pub tokenizer_name: Option<String>,
 
@@ -166,9 +166,9 @@ pub struct TrainArgs {
     #[arg(long, help_heading = "Training")]
     pub strict_tutorial: bool,
 
-    /// no, fp16 or bf16; a CPU computes in 32 bits whatever this says, a GPU in 16 unless --strict_tutorial [script: no]
-    #[arg(long, value_parser = word::<Precision>, help_heading = "Speed and memory")]
-    pub mixed_precision: Option<Precision>,
+    /// no (32 bits), fp16, bf16, or auto: 16 bits on a GPU and, with --strict_tutorial, 32; a CPU computes in 32 whatever this says [default: auto] [script: no]
+    #[arg(long, value_parser = word::<MixedPrecision>, help_heading = "Speed and memory")]
+    pub mixed_precision: Option<MixedPrecision>,
     /// Compute some of each step twice to need less memory
     #[arg(long, help_heading = "Speed and memory")]
     pub gradient_checkpointing: bool,
@@ -193,7 +193,7 @@ pub struct TrainArgs {
     #[arg(long, default_value = "text-inversion-model", help_heading = "Results")]
     pub output_dir: PathBuf,
     /// A model is left after every so many steps, and after the last
-    #[arg(long, default_value_t = 10_000, help_heading = "Results")]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Results")]
     pub save_interval: u32,
     /// None is left before this step
     #[arg(long, default_value_t = 0, help_heading = "Results")]
@@ -226,9 +226,9 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Results")]
     pub log_interval: u32,
 
-    /// The training state is saved after every so many steps, of a large model less often; a run that was cut off goes on from there
-    #[arg(long, default_value_t = 100, help_heading = "Going on")]
-    pub checkpointing_steps: u32,
+    /// The training state is saved after every so many steps; a run that was cut off goes on from there. When this is not given, after every 100 or, of a large model, less often
+    #[arg(long, help_heading = "Going on")]
+    pub checkpointing_steps: Option<u32>,
     /// Keep so many of the last saved states, after the end too; each that is due is saved then
     #[arg(long, help_heading = "Going on")]
     pub checkpoints_total_limit: Option<u32>,
@@ -239,6 +239,16 @@ pub struct TrainArgs {
     /// No TensorBoard files are written; every step is in .likeness/events.jsonl [script: logs]
     #[arg(long, help_heading = "Without effect")]
     pub logging_dir: Option<String>,
+    /// Samples are drawn by steps: --validation_steps
+    #[arg(long, help_heading = "Without effect")]
+    pub validation_epochs: Option<u32>,
+    /// Samples are drawn with DDIM, as the script draws them
+    #[arg(long, help_heading = "Without effect")]
+    pub validation_scheduler: Option<String>,
+    /// Samples start from noise and not from pictures
+    #[serde(skip)]
+    #[arg(long, num_args = 1.., help_heading = "Without effect")]
+    pub validation_images: Vec<PathBuf>,
     /// The script does not use it either
     #[arg(long, help_heading = "Without effect")]
     pub push_to_hub: bool,

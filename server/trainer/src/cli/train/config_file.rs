@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use clap::{Args, Command};
+use clap::{Args, Command, FromArgMatches};
 use serde_json::{Map, Value};
 
 use super::args::TrainArgs;
@@ -13,8 +13,8 @@ const NAMES: [&str; 2] = ["--config", "--args"];
 /// What `concepts_list` stands for.
 const CONCEPT_FLAGS: [&str; 4] = ["instance_prompt", "instance_data_dir", "class_prompt", "class_data_dir"];
 
-/// Puts the flags of the file in place of `--config FILE` (or `--args FILE`) of a `train` command, before all others, so
-/// that what is typed beside it wins.
+/// Puts the flags of the file of `--config FILE` (or `--args FILE`) of a `train` command before all others, so that what
+/// is typed beside it wins.
 ///
 /// # Errors
 /// A file that is not an `args.json`.
@@ -39,18 +39,49 @@ pub fn expand(args: Vec<OsString>) -> Result<Vec<OsString>, WrongUse> {
                 continue;
             }
         };
-        from_file.extend(flags_of(Path::new(&path))?);
+        let settings = settings(Path::new(&path))?;
+        from_file.extend(flags(&settings).map_err(|what| wrong(Path::new(&path), &what))?);
+        let mut config = OsString::from("--config=");
+        config.push(path);
+        typed.push(config);
     }
     out.extend(from_file);
     out.extend(typed);
     Ok(out)
 }
 
-fn flags_of(path: &Path) -> Result<Vec<OsString>, WrongUse> {
-    let wrong = |what: &dyn std::fmt::Display| WrongUse(format!("--config: {}: {what}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
-    let settings: Map<String, Value> = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
-    flags(&settings).map_err(|what| wrong(&what))
+fn wrong(path: &Path, what: &dyn std::fmt::Display) -> WrongUse {
+    WrongUse(format!("--config: {}: {what}", path.display()))
+}
+
+fn settings(path: &Path) -> Result<Map<String, Value>, WrongUse> {
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(path, &e))?;
+    serde_json::from_str(&text).map_err(|e| wrong(path, &e))
+}
+
+/// `args` without what a `--config` file says: an `args.json` has a value for every flag, most of them nobody's wish.
+///
+/// # Errors
+/// As `expand`, when the file has changed since.
+pub fn typed(args: &TrainArgs) -> anyhow::Result<TrainArgs> {
+    let Some(path) = &args.config else {
+        return Ok(args.clone());
+    };
+    let from_file = settings(path)?;
+    let mut own: Map<String, Value> = serde_json::from_value(serde_json::to_value(args)?)?;
+    own.retain(|name, value| name == "pretrained_model_name_or_path" || from_file.get(name) != Some(value));
+    // A list beside which those of a single subject would be left out.
+    own.remove("concepts_list");
+    let words = [OsString::from("train")]
+        .into_iter()
+        .chain(flags(&own).map_err(WrongUse)?);
+    let matches = TrainArgs::augment_args(Command::new("train")).try_get_matches_from(words)?;
+    Ok(TrainArgs {
+        concepts_list: args.concepts_list.clone(),
+        hub_token: args.hub_token.clone(),
+        validation_images: args.validation_images.clone(),
+        ..TrainArgs::from_arg_matches(&matches)?
+    })
 }
 
 /// The flags that an `args.json` stands for.
@@ -90,8 +121,8 @@ mod tests {
         let mut line: Vec<OsString> = before.iter().map(Into::into).collect();
         line.extend(["--config".into(), path.into()]);
         line.extend(after.iter().map(OsString::from));
-        let out = expand(line)?.into_iter();
-        Ok(out.map(|arg| arg.into_string().expect("text")).collect())
+        let out = expand(line)?.into_iter().map(|arg| arg.into_string().expect("text"));
+        Ok(out.filter(|arg| !arg.starts_with("--config=")).collect())
     }
 
     #[test]

@@ -67,12 +67,13 @@ const HEAD: &str = "# Flags of `likeness train`\n
 Every flag of the tutorial's `train_dreambooth.py` under its own name, and ours. `_` and `-` mean the same. A flag that has no effect in a run is told in a
 warning that says why.\n
 \"Script\" is the script's default; empty means that the script has no such flag. \"Here\" is ours where it is another. The starter model and `--preset` fill flags
-that are not given with their own values, which `args.json` records. `--strict_tutorial` is explained in [strict-tutorial.md](strict-tutorial.md).\n
+that are not given with their own values, which `args.json` records. `--strict_tutorial` is explained in [strict-tutorial.md](strict-tutorial.md).
+Image `i` of a round of samples is drawn with seed `seed + i`; so is that of `likeness sample --seed`.\n
 This file is made by a test from the flags themselves.\n";
 
 /// What `--help` says in brackets is in a column of its own.
 fn without_brackets(help: &str) -> &str {
-    help.split(" [script").next().unwrap_or(help)
+    help.split(" [").next().unwrap_or(help)
 }
 
 fn page() -> String {

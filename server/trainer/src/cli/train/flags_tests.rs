@@ -60,7 +60,8 @@ fn each_default_is_the_scripts() {
             ("num_train_epochs", "1") => Value::Null,
             // So that a run can be repeated.
             ("seed", "-") => json!(1337),
-            ("mixed_precision", "-") => json!("no"),
+            // An unset flag leaves it to the device; of a strict run it means no.
+            ("mixed_precision", "-") => json!("auto"),
             // Without effect here.
             ("logging_dir", "logs") | ("local_rank", "-1") | (_, "-") => Value::Null,
             (_, "off") => json!(false),
@@ -77,7 +78,7 @@ fn each_default_is_the_scripts() {
 }
 
 /// Flags that are no setting of a recipe, and the test of what they do.
-const ELSEWHERE: [&str; 18] = [
+const ELSEWHERE: [&str; 21] = [
     // `config_file`, `cli::results::args_json_read_back_gives_the_same_bits`
     "config",
     // `cli::photos::several_subjects_are_learned_each_by_its_prompt`
@@ -102,6 +103,9 @@ const ELSEWHERE: [&str; 18] = [
     "log_interval",
     // `cli::misuse::flags_without_effect_are_told_with_the_reason`
     "logging_dir",
+    "validation_epochs",
+    "validation_scheduler",
+    "validation_images",
     "push_to_hub",
     "hub_token",
     "hub_model_id",
@@ -189,6 +193,7 @@ fn each_flag_lands_in_its_field() {
         ("--mixed_precision=fp16", "/mixed_precision", json!("fp16")),
         ("--mixed_precision=bf16", "/mixed_precision", json!("bf16")),
         ("--mixed_precision=no", "/mixed_precision", json!("no")),
+        ("--mixed_precision=auto", "/mixed_precision", json!("auto")),
         ("--gradient_checkpointing", "/gradient_checkpointing", json!(true)),
         ("--use_8bit_adam", "/use_8bit_adam", json!(true)),
         ("--low_memory", "/low_memory", json!(true)),

@@ -39,7 +39,18 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let fresh = begin(&folder, &recipe)?;
     let log = EventLog::continue_in(lock, Box::new(Progress::new(args.log_interval)))?;
     let photos = recipe::photos_of(&recipe.concepts)?;
-    for message in no_effect::told(args, &recipe, photos) {
+    let typed = config_file::typed(args)?;
+    let folders = TutorialFolders {
+        output_dir: args.output_dir.clone(),
+        args: recipe::args_json(args, &recipe)?,
+        save_interval: args.save_interval,
+        save_min_steps: args.save_min_steps,
+        late: args.strict_tutorial,
+        width: if args.save_fp16 { Width::Half } else { Width::Single },
+        keep_last: args.keep_last,
+    };
+    let saves = folders.saves(recipe.max_train_steps).len();
+    for message in no_effect::told(&typed, &recipe, photos, saves) {
         let code = "no_effect".into();
         log.emit(EventKind::Warning { code, message })?;
     }
@@ -50,18 +61,11 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let run = Run {
-        results: Results::Tutorial(TutorialFolders {
-            output_dir: args.output_dir.clone(),
-            args: recipe::args_json(args, &recipe)?,
-            save_interval: args.save_interval,
-            save_min_steps: args.save_min_steps,
-            late: args.strict_tutorial,
-            width: if args.save_fp16 { Width::Half } else { Width::Single },
-            keep_last: args.keep_last,
-        }),
+        results: Results::Tutorial(folders),
         class_image_cache: None,
         memory_limit: args.memory_limit.map(bytes_of_gib),
         fits_itself: true,
+        saves_when_due: typed.checkpointing_steps.is_some(),
         data_folder: std::env::current_dir()?,
         stop: Stop::watch(&folder).context("cannot catch signals")?,
         folder,

@@ -5,12 +5,14 @@ use trainer::base_model;
 
 use super::args::TrainArgs;
 
-/// A sentence for each, that says why. `photos` are those of all subjects.
-pub fn told(args: &TrainArgs, recipe: &Recipe, photos: usize) -> Vec<String> {
+/// A sentence for each, that says why. `args` are those that were typed, `photos` those of all subjects, and so many
+/// `saves` is the run going to leave.
+pub fn told(args: &TrainArgs, recipe: &Recipe, photos: usize, saves: usize) -> Vec<String> {
     let cases = [
         subjects(args, recipe, photos),
         training(args, recipe),
-        results(args, recipe),
+        speed(args, recipe),
+        results(args, recipe, saves),
         never(args),
     ];
     let told = cases.into_iter().flatten().filter(|(given, _)| *given);
@@ -75,13 +77,39 @@ fn training(args: &TrainArgs, recipe: &Recipe) -> Vec<Case> {
             "--scale_lr has no effect: batch size and accumulation steps are 1",
         ),
         (
+            args.scale_lr && recipe.train_text_encoder && recipe.text_encoder_learning_rate.is_some(),
+            "--scale_lr has no effect on --text_encoder_learning_rate, which is used as it is",
+        ),
+        (
+            args.pad_tokens && !recipe.strict_tutorial,
+            "--pad_tokens has no effect: prompts are padded anyway, unless --strict_tutorial is given",
+        ),
+        (
             args.lr_warmup_steps.is_some_and(|steps| steps > 0) && recipe.lr_scheduler == LrScheduler::Constant,
             "--lr_warmup_steps has no effect with --lr_scheduler constant; constant_with_warmup has one",
         ),
     ]
 }
 
-fn results(args: &TrainArgs, recipe: &Recipe) -> Vec<Case> {
+fn speed(args: &TrainArgs, recipe: &Recipe) -> Vec<Case> {
+    vec![
+        (
+            recipe.low_memory && args.use_8bit_adam,
+            "--use_8bit_adam has no effect beside --low_memory, which has 8-bit moments anyway",
+        ),
+        (
+            recipe.low_memory && args.gradient_checkpointing,
+            "--gradient_checkpointing has no effect beside --low_memory, which has it anyway",
+        ),
+        (
+            args.checkpointing_steps
+                .is_some_and(|steps| steps >= recipe.max_train_steps),
+            "--checkpointing_steps has no effect: the run ends before the first state would be saved",
+        ),
+    ]
+}
+
+fn results(args: &TrainArgs, recipe: &Recipe, saves: usize) -> Vec<Case> {
     let draws_samples = !recipe.samples.save_sample_prompt.trim().is_empty();
     let of_samples = [
         args.n_save_sample.is_some(),
@@ -106,6 +134,14 @@ fn results(args: &TrainArgs, recipe: &Recipe) -> Vec<Case> {
             args.save_min_steps > 0 && args.save_interval >= recipe.max_train_steps,
             "--save_min_steps has no effect: --save_interval leaves no model before the last",
         ),
+        (
+            (1..=args.save_interval).contains(&args.save_min_steps) && args.save_interval < recipe.max_train_steps,
+            "--save_min_steps has no effect: by --save_interval the first model is not left before it",
+        ),
+        (
+            args.keep_last.is_some_and(|keep| keep as usize >= saves),
+            "--keep_last has no effect: no more models than that are left",
+        ),
     ]
 }
 
@@ -118,6 +154,18 @@ fn never(args: &TrainArgs) -> Vec<Case> {
         (
             args.logging_dir.is_some(),
             "--logging_dir has no effect: no TensorBoard files are written, every step is in .likeness/events.jsonl",
+        ),
+        (
+            args.validation_epochs.is_some(),
+            "--validation_epochs has no effect: samples are drawn after every --validation_steps",
+        ),
+        (
+            args.validation_scheduler.is_some(),
+            "--validation_scheduler has no effect: samples are drawn with DDIM, as the script draws them",
+        ),
+        (
+            !args.validation_images.is_empty(),
+            "--validation_images has no effect: samples start from noise",
         ),
         (
             args.push_to_hub || args.hub_token.is_some() || args.hub_model_id.is_some(),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use app::recipe::{
-    Adam, Concept, LORA_LEARNING_RATE, LrScheduler, Precision, PriorPreservation, RecipeDraft, STARTER, SamplePlan,
+    Adam, Concept, LORA_LEARNING_RATE, LrScheduler, PriorPreservation, RecipeDraft, STARTER, SamplePlan,
 };
 use trainer::{dataset, defaults};
 
@@ -76,7 +76,7 @@ pub fn draft(args: &TrainArgs) -> anyhow::Result<RecipeDraft> {
         read_prompts_from_txts: args.read_prompts_from_txts,
         holdout_photo: args.holdout_photo,
         seed: args.seed.unwrap_or(SEED),
-        mixed_precision: args.mixed_precision.unwrap_or(Precision::No),
+        mixed_precision: args.mixed_precision.unwrap_or_default(),
         gradient_checkpointing: args.gradient_checkpointing,
         use_8bit_adam: args.use_8bit_adam,
         low_memory: args.low_memory,
@@ -94,10 +94,10 @@ pub fn draft(args: &TrainArgs) -> anyhow::Result<RecipeDraft> {
             save_sample_negative_prompt: args.save_sample_negative_prompt.clone().unwrap_or_default(),
             n_save_sample: args.n_save_sample.unwrap_or(unset.samples.n_save_sample),
             sample_interval: args.validation_steps.unwrap_or(0),
-            save_guidance_scale: args.save_guidance_scale.unwrap_or(SCRIPT_GUIDANCE),
+            save_guidance_scale: args.save_guidance_scale.unwrap_or(unset.samples.save_guidance_scale),
             save_infer_steps: args.save_infer_steps.unwrap_or(unset.samples.save_infer_steps),
         },
-        checkpointing_steps: args.checkpointing_steps,
+        checkpointing_steps: args.checkpointing_steps.unwrap_or(unset.checkpointing_steps),
         checkpoints_total_limit: args.checkpoints_total_limit,
         resume_from_checkpoint: args.resume_from_checkpoint.clone(),
         strict_tutorial: args.strict_tutorial,
@@ -114,9 +114,8 @@ pub fn draft(args: &TrainArgs) -> anyhow::Result<RecipeDraft> {
 const SCRIPT_PRIOR: PriorPreservation = PriorPreservation {
     num_class_images: 100,
     prior_loss_weight: 1.0,
-    class_guidance_scale: SCRIPT_GUIDANCE,
+    class_guidance_scale: 7.5,
 };
-const SCRIPT_GUIDANCE: f64 = 7.5;
 
 /// The script's defaults. Its steps come from its one epoch.
 fn script() -> RecipeDraft {
@@ -242,6 +241,7 @@ fn filled(args: &TrainArgs, recipe: &RecipeDraft) -> TrainArgs {
         n_save_sample: Some(recipe.samples.n_save_sample),
         save_guidance_scale: Some(recipe.samples.save_guidance_scale),
         save_infer_steps: Some(recipe.samples.save_infer_steps),
+        checkpointing_steps: Some(recipe.checkpointing_steps),
         ..args.clone()
     }
 }
@@ -354,6 +354,10 @@ mod tests {
             (starter.max_train_steps, starter.learning_rate, starter.resolution),
             (its.max_train_steps, its.learning_rate, None)
         );
+        let of_samples = |draft: &RecipeDraft| (draft.samples.save_guidance_scale, draft.samples.save_infer_steps);
+        assert_eq!(of_samples(&starter), of_samples(&its));
+        assert_ne!(of_samples(&starter), of_samples(&of(photos.path(), "")));
+        assert_eq!(starter.checkpointing_steps, its.checkpointing_steps);
         assert!(starter.train_text_encoder);
         assert_eq!(starter.prior, None, "class images are asked for by a flag");
     }

@@ -69,23 +69,13 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dreambooth::class_images::testing::dog;
     use crate::formats::{self, Width};
-    use crate::schedulers::SamplerKind;
 
     #[test]
     fn images_are_found_again_by_all_that_they_depend_on() {
         let dir = tempfile::tempdir().expect("folder");
-        let request = SampleRequest {
-            prompt: "photo of a dog".into(),
-            negative_prompt: String::new(),
-            guidance_scale: 7.5,
-            num_inference_steps: 20,
-            sampler: SamplerKind::Ddim,
-            karras: false,
-            width_px: 64,
-            height_px: 64,
-            clip_skip: 1,
-        };
+        let request = dog();
         let open = |model: &str, request: &SampleRequest, seed, twin| {
             Cache::open(&dir.path().join("cache"), model, request, seed, twin)
         };

@@ -8,6 +8,7 @@ use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 use sha1::{Digest, Sha1};
 
+use super::drawn_by::DrawnBy;
 use crate::dataset::{self, DatasetError, Listing, Stray};
 use crate::dreambooth::TrainError;
 use crate::pipeline::{self, PipelineError};
@@ -115,7 +116,7 @@ impl ClassFolder {
     }
 
     /// Writes an image's file, to be counted by [`Self::adopt`]: several may be written at once.
-    pub fn write(&self, number: u64, rgb: &RgbImage) -> Result<PathBuf, TrainError> {
+    pub fn write(&self, number: u64, rgb: &RgbImage, drawn_by: &DrawnBy) -> Result<PathBuf, TrainError> {
         let path = match self.naming {
             Naming::Numbered => {
                 let path = self.numbered(number);
@@ -128,7 +129,7 @@ impl ClassFolder {
                 let mut bytes = Cursor::new(Vec::new());
                 rgb.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY))
                     .map_err(PipelineError::from)?;
-                store::write_atomic(&path, bytes.get_ref())?;
+                store::write_atomic(&path, &drawn_by.sign(bytes.into_inner()))?;
                 path
             }
         };
@@ -163,11 +164,16 @@ impl ClassFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dreambooth::class_images::testing::dog;
 
     fn save(folder: &mut ClassFolder, number: u64, rgb: &RgbImage) -> PathBuf {
-        let path = folder.write(number, rgb).expect("saves");
+        let path = folder.write(number, rgb, &drawn_by()).expect("saves");
         folder.adopt(number, path.clone());
         path
+    }
+
+    fn drawn_by() -> DrawnBy {
+        DrawnBy::of("m", &dog())
     }
 
     fn stripes(seed: u32) -> RgbImage {

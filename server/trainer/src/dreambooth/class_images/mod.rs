@@ -4,8 +4,10 @@
 //! images. Those of jobs are kept in a cache too, where the next job of the same class and model finds them.
 
 mod cache;
+mod drawn_by;
 mod folder;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +28,7 @@ use crate::store;
 pub use cache::model_identity;
 
 use cache::Cache;
+use drawn_by::DrawnBy;
 use folder::{ClassFolder, Naming};
 
 /// How often an unusable image is drawn again with another seed.
@@ -104,11 +107,13 @@ impl ConceptImages<'_> {
         if !strict {
             self.look_through(&mut folder)?;
         }
+        let request = self.request(prior.class_guidance_scale);
+        let drawn_by = DrawnBy::of(model, &request);
+        self.tell_other_images(&folder, &path, &drawn_by)?;
         let there: Vec<PathBuf> = folder.images().take(wanted).cloned().collect();
         for path in &there {
             self.told(path)?;
         }
-        let request = self.request(prior.class_guidance_scale);
         let cache = self.run.class_image_cache.as_deref();
         let cache = cache.map(|root| Cache::open(root, model, &request, self.run.recipe.seed, self.twin));
         let batch = self.run.recipe.sample_batch_size as usize;
@@ -138,7 +143,7 @@ impl ConceptImages<'_> {
                 .collect();
             let written = new
                 .par_iter()
-                .map(|(number, picture)| folder.write(*number, &picture.rgb));
+                .map(|(number, picture)| folder.write(*number, &picture.rgb, &drawn_by));
             let paths: Vec<PathBuf> = written.collect::<Result<_, _>>()?;
             for ((number, _), path) in new.iter().zip(paths) {
                 folder.adopt(*number, path.clone());
@@ -172,6 +177,26 @@ impl ConceptImages<'_> {
                 );
                 self.run.warn("flat_class_image", message)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Images that an earlier run drew otherwise than this one would: they count as the user's own, as in the script.
+    fn tell_other_images(&self, folder: &ClassFolder, path: &Path, drawn_by: &DrawnBy) -> Result<(), TrainError> {
+        let mut otherwise: BTreeMap<String, usize> = BTreeMap::new();
+        for (_, image) in folder.own() {
+            let unlike = DrawnBy::read(&image).map_or_else(String::new, |other| other.unlike(drawn_by));
+            if !unlike.is_empty() {
+                *otherwise.entry(unlike).or_default() += 1;
+            }
+        }
+        for (unlike, count) in otherwise {
+            let message = format!(
+                "class images in {} that an earlier run drew {unlike}: {count}; they are used as they are, and another \
+                 class_data_dir gets new ones",
+                path.display()
+            );
+            self.run.warn("other_class_images", message)?;
         }
         Ok(())
     }
@@ -297,6 +322,25 @@ fn flat(rgb: &RgbImage) -> Option<&'static str> {
         Some("is a single colour")
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    use super::{SampleRequest, SamplerKind};
+
+    pub fn dog() -> SampleRequest {
+        SampleRequest {
+            prompt: "photo of a dog".into(),
+            negative_prompt: String::new(),
+            guidance_scale: 7.5,
+            num_inference_steps: 20,
+            sampler: SamplerKind::Ddim,
+            karras: false,
+            width_px: 64,
+            height_px: 64,
+            clip_skip: 1,
+        }
     }
 }
 
