@@ -105,6 +105,8 @@ pub fn now_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use app::recipe::{Concept, RecipeDraft};
+
     use super::*;
 
     #[test]
@@ -121,7 +123,16 @@ mod tests {
     #[test]
     fn jobs_of_the_first_version_are_still_there() {
         let connection = Connection::open_in_memory().expect("opens");
-        let recipe = serde_json::to_string(&app::recipe::RecipeDraft::default()).expect("JSON");
+        let recipe = RecipeDraft {
+            concepts: vec![Concept {
+                instance_prompt: "photo of zwx dog".into(),
+                instance_data_dir: "photos/0".into(),
+                ..Concept::default()
+            }],
+            prior: None,
+            ..RecipeDraft::default()
+        };
+        let recipe = serde_json::to_string(&recipe.check().expect("good")).expect("JSON");
         connection.execute_batch(SCHEMA_1).expect("made");
         connection.pragma_update(None, "user_version", 1).expect("set");
         let row = "INSERT INTO jobs (id, created_ms, title, recipe, state, step, steps, last_seq)

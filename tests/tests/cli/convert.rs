@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::world::{World, finished, names, tiny_model};
 use crate::golden::convert::{in_old_names, recognition};
-use crate::golden::support::{Tensors, load, values};
+use crate::golden::support::{Tensors, inputs, values};
 
 /// Writes a copy of the small reference model in f32, under the names of diffusers before 0.17.
 fn write_old_model(to: &Path) {
@@ -38,7 +38,7 @@ fn write_old_model(to: &Path) {
 
 #[track_caller]
 fn same_numbers(got: &Tensors, dtype: DType, what: &str) {
-    let wanted = load("convert/tiny-sd.half.safetensors");
+    let wanted = inputs("convert/tiny-sd.half.safetensors");
     assert!(got.keys().eq(wanted.keys()), "{what}");
     for (name, wanted) in &wanted {
         let got = &got[name];

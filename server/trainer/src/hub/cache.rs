@@ -38,17 +38,20 @@ pub fn link(folder: &Path, file: &RemoteFile) -> Result<(), HubError> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        match std::fs::remove_file(&path) {
+        // From the file's folder up to the repository's: snapshots, commit, and what is in its name.
+        let up = "../".repeat(2 + file.name.matches('/').count());
+        let blob = PathBuf::from(format!("{up}blobs/{}", file.blob));
+        if std::fs::read_link(&path).is_ok_and(|there| there == blob) {
+            return Ok(());
+        }
+        // Never away for a moment: another process may be about to read it.
+        let made = folder.join(format!("../../blobs/{}.{}.link", file.blob, std::process::id()));
+        match std::fs::remove_file(&made) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // From the file's folder up to the repository's: snapshots, commit, and what is in its name.
-        let up = "../".repeat(2 + file.name.matches('/').count());
-        match std::os::unix::fs::symlink(format!("{up}blobs/{}", file.blob), &path) {
-            // Another process has just made the same.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            made => made,
-        }
+        std::os::unix::fs::symlink(blob, &made)?;
+        std::fs::rename(&made, &path)
     };
     linked().map_err(|source| HubError::Disk {
         path: path.clone(),
