@@ -61,6 +61,9 @@ pub fn sentence(readings: &BTreeMap<u32, Reading>) -> String {
         return "Measured with each round of samples.".into();
     };
     let pick = match best(readings) {
+        Some(step) if step == *newest && Doneness::of(reading) == Doneness::Overcooked => {
+            " None before it was better.".to_owned()
+        }
         Some(step) if step == *newest => " This round is the best so far.".to_owned(),
         Some(step) => format!(" Step {step} was the best so far."),
         None => String::new(),
@@ -112,6 +115,11 @@ mod tests {
         let all = readings(&WITH_PRIOR);
         assert_eq!(best(&all), Some(240));
         assert!(sentence(&all).starts_with("Good") && sentence(&all).ends_with("Step 240 was the best so far."));
+        let alone = sentence(&readings(&[(20, 0.9, 0.9)]));
+        assert!(
+            alone.starts_with("Overcooked") && alone.ends_with("None before it was better."),
+            "{alone}"
+        );
         assert!(sentence(&readings(&WITH_PRIOR[..1])).starts_with("Before training"));
         assert_eq!(best(&readings(&WITH_PRIOR[..1])), None, "the base model is no result");
         let early = readings(&[(0, 0.1, 0.0), (60, 0.3, 0.0)]);

@@ -46,7 +46,7 @@ fn about(format: ExportFormat) -> (&'static str, &'static str) {
         ExportFormat::Ckpt => (".ckpt", "The same weights for older programs."),
         ExportFormat::Lora => (
             "LoRA",
-            "What was learned, alone: a few megabytes, to be used with the base model.",
+            "What was learned, alone: a small file, to be used with the base model.",
         ),
     }
 }
