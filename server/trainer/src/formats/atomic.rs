@@ -64,7 +64,7 @@ pub(super) fn write_beside<T: Send>(
     let extension = path.extension().unwrap_or_default().to_string_lossy();
     let scratch = tempfile::Builder::new()
         .prefix(".likeness-")
-        // The extension says how it is read for the check.
+        // A name in .safetensors says how it is read for the check; other files say it themselves.
         .suffix(&format!(".{extension}"))
         // As any file; the umask takes from it.
         .permissions(Permissions::from_mode(0o666))
